@@ -1,0 +1,147 @@
+"""Who is asking: private keys over Basic auth, and client-side upload signatures (v1).
+
+Source: the contract's sections 1.1 and 1.2, on which every message here depends byte for byte.
+"""
+
+import base64
+import binascii
+import hashlib
+import hmac
+import re
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+
+from sqlalchemy import Table, Text, delete
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.orm import Mapped, mapped_column
+
+from app.db import Base, Database, Tx, UtcDateTime
+from app.errors import ApiError, BadRequest
+from app.keys import Keys
+
+SIGNATURE_FIELDS = ("publicKey", "token", "expire", "signature")
+LONGEST_EXPIRE_SECONDS = 3600
+_MAX_HEADER_CHARACTERS = 4096
+_MAX_TOKEN_CHARACTERS = 1000
+
+_INVALID_EXPIRE = (
+    "Your request contains invalid expire parameter. Expire parameter should be a Unix time in "
+    "less than 1 hour into the future."
+)
+
+
+class UploadToken(Base):
+    """A token that a client-side upload has used, kept for as long as it could be used again."""
+
+    __tablename__ = "upload_tokens"
+
+    digest: Mapped[str] = mapped_column(Text, primary_key=True)
+    expires_at: Mapped[datetime] = mapped_column(UtcDateTime, index=True)
+
+
+upload_tokens: Table = UploadToken.__table__  # type: ignore[assignment]
+
+
+class NoKey(ApiError):
+    def __init__(self) -> None:
+        super().__init__(401, "Your request does not contain private API key.")
+
+
+class UnknownKey(ApiError):
+    def __init__(self) -> None:
+        super().__init__(403, "Your account cannot be authenticated.")
+
+
+class Authenticator:
+    def __init__(self, keys: Keys, db: Database) -> None:
+        self._private_digests = [_digest(pair.private) for pair in keys.pairs]
+        self._private_by_public = {pair.public: pair.private for pair in keys.pairs}
+        self._db = db
+
+    def require_private_key(self, authorization: str | None) -> None:
+        """Raises NoKey (401) without a readable key, UnknownKey (403) with a wrong one."""
+        if authorization is None or len(authorization) > _MAX_HEADER_CHARACTERS:
+            raise NoKey
+        scheme, _, credentials = authorization.strip().partition(" ")
+        if scheme.lower() != "basic":
+            raise NoKey
+        credentials = credentials.strip()
+        user = _basic_user(credentials)
+        if self._is_private_key(credentials):  # the raw form, not base64
+            return
+        if user is None:
+            raise NoKey
+        if not self._is_private_key(user):
+            raise UnknownKey
+
+    def _is_private_key(self, candidate: str) -> bool:
+        """Takes the same time whichever key it is, or none."""
+        digest = _digest(candidate)
+        matches = [hmac.compare_digest(digest, known) for known in self._private_digests]
+        return any(matches)
+
+    async def require_upload_signature(self, fields: Mapping[str, str]) -> None:
+        """Checks a client-side upload's fields and uses its token up.
+
+        Raises NoKey (401) when there is nothing to check, else BadRequest (400).
+        """
+        if not any(fields.get(name) for name in SIGNATURE_FIELDS):
+            raise NoKey
+        for name in SIGNATURE_FIELDS:
+            if not fields.get(name):
+                raise BadRequest(f"Your request is missing {name} parameter.")
+        private_key = self._private_by_public.get(fields["publicKey"])
+        if private_key is None:
+            raise BadRequest("Your request contains invalid publicKey parameter.")
+        expires_at = self._checked_expire(fields["expire"])
+        token = fields["token"]
+        expected = upload_signature(private_key, token, fields["expire"])
+        if not hmac.compare_digest(expected.encode(), fields["signature"].encode()):
+            raise BadRequest("Your request contains invalid signature parameter.")
+        if len(token) > _MAX_TOKEN_CHARACTERS:
+            raise BadRequest("Your request contains invalid token parameter.")
+        if not await self._db.write(_use_token, _digest(token).hex(), expires_at):
+            raise BadRequest(
+                "Your request contains a token parameter that has been used before. "
+                "Every upload needs a token of its own."
+            )
+
+    def _checked_expire(self, expire: str) -> datetime:
+        if not re.fullmatch(r"[0-9]{1,12}", expire):
+            raise BadRequest(_INVALID_EXPIRE)
+        now = self._db.clock.wall()
+        seconds_ahead = int(expire) - now.timestamp()
+        if not 0 < seconds_ahead < LONGEST_EXPIRE_SECONDS:
+            raise BadRequest(_INVALID_EXPIRE)
+        return now + timedelta(seconds=seconds_ahead)
+
+
+def upload_signature(private_key: str, token: str, expire: str) -> str:
+    """Lowercase hex HMAC-SHA1 over token and expire, with nothing between them."""
+    message = (token + expire).encode()
+    return hmac.new(private_key.encode(), message, hashlib.sha1).hexdigest()
+
+
+def _basic_user(credentials: str) -> str | None:
+    """The part before the colon; any password is accepted. None when this is not Basic auth."""
+    try:
+        decoded = base64.b64decode(credentials, validate=True).decode()
+    except (binascii.Error, UnicodeDecodeError, ValueError):
+        return None
+    user, colon, _ = decoded.partition(":")
+    return user if colon and user else None
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()
+
+
+def _use_token(tx: Tx, digest: str, expires_at: datetime) -> bool:
+    """False if the token had been used. Also forgets tokens that expire checks refuse anyway."""
+    an_hour_ago = tx.clock.wall() - timedelta(seconds=LONGEST_EXPIRE_SECONDS)
+    tx.execute(delete(upload_tokens).where(upload_tokens.c.expires_at < an_hour_ago))
+    insert = postgresql.insert if tx.is_postgres else sqlite.insert
+    inserted = tx.execute(
+        insert(upload_tokens).values(digest=digest, expires_at=expires_at).on_conflict_do_nothing()
+    )
+    return inserted.rowcount == 1

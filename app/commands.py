@@ -1,0 +1,103 @@
+"""What `python -m app COMMAND` does. Each reads the settings from the environment."""
+
+import asyncio
+import os
+from collections.abc import Coroutine
+from typing import Any
+
+import structlog
+import uvicorn
+import uvloop
+from pydantic_settings import BaseSettings
+
+from app import schema
+from app.clock import Clock
+from app.db import open_database
+from app.extensions.registry import discover
+from app.keys import load_keys
+from app.logs import configure_logs
+from app.main import create_app, open_resources
+from app.settings import Settings, describe, load_settings, unknown_variables
+from app.worker import work
+
+log = structlog.get_logger(__name__)
+
+
+def serve() -> None:
+    configure_logs()
+    _run(_serve(_settings()))
+
+
+def worker() -> None:
+    configure_logs()
+    _run(work(_settings()))
+
+
+def migrate() -> None:
+    settings = load_settings(Settings)
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    schema.upgrade(settings.sqlalchemy_url)
+    print("The schema is up to date.")
+
+
+def keys() -> None:
+    _run(_print_keys(load_settings(Settings)))
+
+
+def settings() -> None:
+    for each in _settings_classes():
+        for name, value, source in describe(load_settings(each)):
+            print(f"{name}={value}  ({source})")
+
+
+def _settings() -> Settings:
+    for name in unknown_variables(os.environ, *_settings_classes()):
+        log.warning("unknown setting, is its name right?", name=name)
+    return load_settings(Settings)
+
+
+def _settings_classes() -> list[type[BaseSettings]]:
+    return [Settings, *(provider.settings_class for provider in discover().values())]
+
+
+def _run(work: Coroutine[Any, Any, None]) -> None:
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(work)
+
+
+async def _serve(settings: Settings) -> None:
+    async with open_resources(settings) as resources:
+        server = uvicorn.Server(server_config(create_app(resources), settings))
+        log.info(
+            "serving",
+            url=settings.base_url,
+            providers=resources.tagger.provider_names(),
+            keys=resources.keys.source,
+        )
+        await server.serve()
+
+
+def server_config(app: Any, settings: Settings) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        lifespan="off",
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        timeout_graceful_shutdown=20,
+    )
+
+
+async def _print_keys(settings: Settings) -> None:
+    schema.require_current(settings.sqlalchemy_url)
+    db = open_database(settings, Clock())
+    try:
+        found = await load_keys(db, settings)
+    finally:
+        await db.close()
+    for pair in found.pairs:
+        print(f"public key:      {pair.public}")
+        print(f"private key:     {pair.private}  ({found.source})")
+    print(f"webhook secret:  {found.webhook_secret}  ({found.webhook_secret_source})")

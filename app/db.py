@@ -1,0 +1,430 @@
+"""The database: engine, naming, and the two ways to run a transaction, `read()` and `write()`.
+
+A transaction is a plain function whose first parameter is `tx: Tx`. It commits on return and
+rolls back on raise, and it cannot await, so none is ever open across a network call.
+
+SQLite: reads run inline in the event loop (an indexed query costs less than a thread hop), long
+ones in a reader thread, and writes on the one writer thread, which takes all that wait, each in
+its savepoint, under one BEGIN IMMEDIATE ... COMMIT. PostgreSQL: a thread and a connection each.
+"""
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import queue
+import random
+import sqlite3
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
+
+import orjson
+import psycopg.errors
+import structlog
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Connection,
+    CursorResult,
+    DateTime,
+    Engine,
+    Executable,
+    MetaData,
+    Text,
+    TypeDecorator,
+    create_engine,
+    event,
+    func,
+    literal,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.engine import Dialect, make_url
+from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.orm import DeclarativeBase
+from sqlalchemy.pool import NullPool
+from sqlalchemy.types import JSON
+
+from app.clock import Clock
+from app.settings import Settings, SettingsError
+
+log = structlog.get_logger(__name__)
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+POSTGRES_THREADS = 16
+POSTGRES_OPTIONS = "-c lock_timeout=10s -c idle_in_transaction_session_timeout=10s -c timezone=UTC"
+WRITE_TRIES = 8
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+# Errors after which SQLite's whole transaction is lost, not one statement of it.
+_SQLITE_FATAL = {
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_NOMEM,
+    sqlite3.SQLITE_CORRUPT,
+    sqlite3.SQLITE_READONLY,
+    sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_INTERRUPT,
+}
+
+
+class Base(DeclarativeBase):
+    """Declarative tables are for the schema and its migrations; queries are Core statements."""
+
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """An aware UTC datetime: timestamptz on PostgreSQL, microseconds since 1970 on SQLite."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> Any:
+        kind = DateTime(timezone=True) if dialect.name == "postgresql" else BigInteger()
+        return dialect.type_descriptor(kind)
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> Any:
+        if value is None or dialect.name == "postgresql":
+            return value
+        return (value - _EPOCH) // timedelta(microseconds=1)
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:
+        if value is None or isinstance(value, datetime):
+            return value
+        return _EPOCH + timedelta(microseconds=value)
+
+
+def json_column() -> JSON:
+    """JSON as text on SQLite, JSONB on PostgreSQL; None is SQL NULL."""
+    return JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")
+
+
+def bytewise_text() -> Text:
+    """Text that sorts and compares by code point on both databases."""
+    return Text().with_variant(Text(collation="C"), "postgresql")
+
+
+class Tx:
+    """One open transaction, handed to every transaction function as its first parameter."""
+
+    __slots__ = ("_connection", "clock", "is_postgres")
+
+    def __init__(self, connection: Connection, clock: Clock) -> None:
+        self._connection = connection
+        self.clock = clock
+        self.is_postgres = connection.dialect.name == "postgresql"
+
+    def execute(
+        self, statement: Executable, parameters: Any = None
+    ) -> CursorResult[*tuple[Any, ...]]:
+        return self._connection.execute(statement, parameters)
+
+    def now(self, plus_seconds: float = 0) -> ColumnElement[datetime]:
+        """Now, for leases and due times: the database's clock if many machines share it."""
+        delta = timedelta(seconds=plus_seconds)
+        if self.is_postgres:
+            return func.clock_timestamp(type_=DateTime(timezone=True)) + literal(delta)
+        return literal(self.clock.now() + delta, UtcDateTime())
+
+
+class Database(ABC):
+    """Where transactions run. Made by `open_database()`."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+
+    @abstractmethod
+    async def read(
+        self, function: Callable[Concatenate[Tx, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """Runs a short reading transaction."""
+
+    @abstractmethod
+    async def scan(
+        self, function: Callable[Concatenate[Tx, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """Runs a reading transaction that may take long: lists, searches, counts."""
+
+    async def write(
+        self, function: Callable[Concatenate[Tx, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """Runs a writing transaction to its end, even when the caller is cancelled meanwhile.
+
+        Answers after the commit. The function may run more than once, so it touches only `tx`.
+        """
+        return await asyncio.shield(self._submit(lambda tx: function(tx, *args, **kwargs)))
+
+    @abstractmethod
+    def _submit(self, function: Callable[[Tx], T]) -> "asyncio.Future[T]": ...
+
+    @abstractmethod
+    async def close(self) -> None: ...
+
+
+class _Write(NamedTuple):
+    function: Callable[[Tx], Any]
+    future: "asyncio.Future[Any]"
+    loop: asyncio.AbstractEventLoop
+
+
+class _GroupFailed(Exception):
+    """SQLite lost the whole transaction; everyone in it gets the cause."""
+
+
+class SqliteDatabase(Database):
+    """One process, one writer thread, one reading connection in the event loop."""
+
+    def __init__(self, url: str, clock: Clock) -> None:
+        super().__init__(clock)
+        self._writing = _sqlite_engine(url, "BEGIN IMMEDIATE")
+        self._reading = _sqlite_engine(url, "BEGIN")
+        self._inline = self._reading.connect()
+        self._scanners = ThreadPoolExecutor(1, thread_name_prefix="sqlite-scan")
+        self._waiting: queue.SimpleQueue[_Write | None] = queue.SimpleQueue()
+        self._writer = threading.Thread(target=self._write_all, name="sqlite-write", daemon=True)
+        self._writer.start()
+
+    async def read(
+        self, function: Callable[Concatenate[Tx, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        with self._inline.begin():
+            return function(Tx(self._inline, self.clock), *args, **kwargs)
+
+    async def scan(
+        self, function: Callable[Concatenate[Tx, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        def run() -> T:
+            with self._reading.begin() as connection:
+                return function(Tx(connection, self.clock), *args, **kwargs)
+
+        return await asyncio.get_running_loop().run_in_executor(self._scanners, run)
+
+    def _submit(self, function: Callable[[Tx], T]) -> "asyncio.Future[T]":
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
+        self._waiting.put(_Write(function, future, loop))
+        return future
+
+    def _write_all(self) -> None:
+        with self._writing.connect() as connection:
+            open_for_more = True
+            while open_for_more:
+                group, open_for_more = self._take_group()
+                if group:
+                    _answer(group, self._commit(connection, group))
+
+    def _take_group(self) -> tuple[list[_Write], bool]:
+        """All writes that wait now, at least one; False when the last has been taken."""
+        group: list[_Write] = []
+        item = self._waiting.get()
+        while item is not None:
+            group.append(item)
+            if self._waiting.empty():
+                return group, True
+            item = self._waiting.get()
+        return group, False
+
+    def _commit(self, connection: Connection, group: list[_Write]) -> list[tuple[Any, Any]]:
+        """(result, error) of each write; nobody is answered before the commit."""
+        try:
+            with connection.begin():
+                tx = Tx(connection, self.clock)
+                return [_in_savepoint(connection, tx, write.function) for write in group]
+        except _GroupFailed as failed:
+            return [(None, failed.__cause__)] * len(group)
+        except Exception as error:
+            log.error("database write failed", writes=len(group), exc_info=error)
+            return [(None, error)] * len(group)
+
+    async def close(self) -> None:
+        self._waiting.put(None)
+        await asyncio.to_thread(self._writer.join)
+        self._scanners.shutdown()
+        self._inline.close()
+        self._reading.dispose()
+        self._writing.dispose()
+
+
+def _sqlite_engine(url: str, begin: str) -> Engine:
+    engine = create_engine(url, poolclass=NullPool, **_json_codec())
+
+    @event.listens_for(engine, "connect")
+    def configure(connection: sqlite3.Connection, record: object) -> None:
+        connection.isolation_level = None  # we say BEGIN ourselves
+        for pragma in (
+            "busy_timeout=10000",
+            "journal_mode=WAL",
+            "synchronous=FULL",
+            "foreign_keys=ON",
+        ):
+            connection.execute(f"PRAGMA {pragma}")
+
+    @event.listens_for(engine, "begin")
+    def say_begin(connection: Connection) -> None:
+        connection.exec_driver_sql(begin)
+
+    return engine
+
+
+def _in_savepoint(
+    connection: Connection, tx: Tx, function: Callable[[Tx], Any]
+) -> tuple[Any, Exception | None]:
+    """Only the caller of a failing function sees its error, unless SQLite lost everything."""
+    savepoint = connection.begin_nested()
+    try:
+        result = function(tx)
+    except Exception as error:
+        if _ends_the_group(connection, error):
+            raise _GroupFailed from error
+        savepoint.rollback()
+        return None, error
+    savepoint.commit()
+    return result, None
+
+
+def _ends_the_group(connection: Connection, error: Exception) -> bool:
+    driver_connection = connection.connection.driver_connection
+    assert isinstance(driver_connection, sqlite3.Connection)
+    if not driver_connection.in_transaction:
+        return True
+    code = getattr(getattr(error, "orig", None), "sqlite_errorcode", None)
+    return code is not None and (code & 0xFF) in _SQLITE_FATAL
+
+
+def _answer(group: list[_Write], outcomes: list[tuple[Any, Any]]) -> None:
+    def answer_all() -> None:
+        for write, (result, error) in zip(group, outcomes, strict=True):
+            if write.future.cancelled():
+                continue
+            if error is not None:
+                write.future.set_exception(error)
+            else:
+                write.future.set_result(result)
+
+    with contextlib.suppress(RuntimeError):  # the loop has been closed: nobody waits
+        group[0].loop.call_soon_threadsafe(answer_all)
+
+
+class PostgresDatabase(Database):
+    """Many processes; a thread and a connection for each transaction under way."""
+
+    def __init__(self, url: str, clock: Clock) -> None:
+        super().__init__(clock)
+        self._engine = create_engine(
+            url,
+            pool_size=POSTGRES_THREADS,
+            max_overflow=0,
+            pool_pre_ping=True,
+            connect_args={"options": POSTGRES_OPTIONS, "connect_timeout": 10},
+            **_json_codec(),
+        )
+        self._threads = ThreadPoolExecutor(POSTGRES_THREADS, thread_name_prefix="postgres")
+
+    async def read(
+        self, function: Callable[Concatenate[Tx, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        return await self._run(self._once, lambda tx: function(tx, *args, **kwargs))
+
+    async def scan(
+        self, function: Callable[Concatenate[Tx, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        return await self.read(function, *args, **kwargs)
+
+    def _submit(self, function: Callable[[Tx], T]) -> "asyncio.Future[T]":
+        return self._run(self._until_no_conflict, function)
+
+    def _run(
+        self, how: Callable[[Callable[[Tx], T]], T], function: Callable[[Tx], T]
+    ) -> "asyncio.Future[T]":
+        return asyncio.get_running_loop().run_in_executor(self._threads, how, function)
+
+    def _once(self, function: Callable[[Tx], T]) -> T:
+        with self._engine.begin() as connection:
+            return function(Tx(connection, self.clock))
+
+    def _until_no_conflict(self, function: Callable[[Tx], T]) -> T:
+        for attempt in range(1, WRITE_TRIES + 1):
+            try:
+                return self._once(function)
+            except DBAPIError as error:
+                if attempt == WRITE_TRIES or not isinstance(error.orig, _CONFLICTS):
+                    raise
+                time.sleep(random.uniform(0, 0.01 * 2**attempt))  # noqa: S311
+        raise AssertionError("unreachable")
+
+    async def close(self) -> None:
+        self._threads.shutdown()
+        self._engine.dispose()
+
+
+# A unique race among them: whoever comes second runs again and sees the first one's row.
+_CONFLICTS = (
+    psycopg.errors.SerializationFailure,
+    psycopg.errors.DeadlockDetected,
+    psycopg.errors.UniqueViolation,
+)
+
+
+def _json_codec() -> dict[str, Any]:
+    return {
+        "json_serializer": lambda value: orjson.dumps(value).decode(),
+        "json_deserializer": orjson.loads,
+    }
+
+
+def open_database(settings: Settings, clock: Clock) -> Database:
+    """Connects. Raises SettingsError when the database cannot be reached."""
+    url = settings.sqlalchemy_url
+    make = SqliteDatabase if is_sqlite(url) else PostgresDatabase
+    try:
+        with migration_engine(url).connect():
+            return make(url, clock)
+    except OperationalError as error:
+        raise SettingsError(f"LOUPE_DATABASE_URL: cannot connect: {error.orig}") from None
+
+
+def is_sqlite(url: str) -> bool:
+    return make_url(url).get_backend_name() == "sqlite"
+
+
+class ProcessLock:
+    """Held by the one process that may serve an SQLite file; ends with the process.
+
+    Raises SettingsError when another process holds it.
+    """
+
+    def __init__(self, url: str) -> None:
+        path = Path(f"{make_url(url).database}.lock")
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self._descriptor)
+            raise SettingsError(
+                "LOUPE_DATABASE_URL: another Loupe process serves this SQLite file; "
+                "several processes need PostgreSQL."
+            ) from None
+
+    def release(self) -> None:
+        os.close(self._descriptor)
+
+
+def migration_engine(url: str) -> Engine:
+    """For the schema's migrations: one connection, and no deadlines for waiting on a lock."""
+    if is_sqlite(url):
+        return _sqlite_engine(url, "BEGIN IMMEDIATE")
+    return create_engine(url, poolclass=NullPool)

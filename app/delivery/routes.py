@@ -1,0 +1,186 @@
+"""`GET /{imagekitId}/{path}`: the stored bytes, or a thumbnail of them."""
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from email.utils import format_datetime
+from typing import Any
+from urllib.parse import quote, unquote_to_bytes
+
+from fastapi import APIRouter, Request
+from sqlalchemy import Row
+from starlette.responses import Response, StreamingResponse
+
+from app.db import Database
+from app.delivery.ranges import Part, RangeNotSatisfiable, is_not_modified, requested_part
+from app.delivery.signed_urls import has_valid_signature
+from app.delivery.thumbnails import Thumbnails
+from app.delivery.transformations import Target, parse_target
+from app.errors import ApiError, BadRequest
+from app.files.names import has_control_characters
+from app.files.objects import read_version_at
+from app.files.types import is_shown_inline
+from app.images import ImageUnreadable
+from app.keys import Keys
+from app.storage.base import BlobMissing, Storage
+
+SANDBOX = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; sandbox"
+REVALIDATED = "max-age=0, must-revalidate"
+
+router = APIRouter(tags=["Delivery"])
+
+
+class NotDelivered(ApiError):
+    def __init__(self) -> None:
+        super().__init__(
+            404,
+            "The requested file does not exist.",
+            headers={"ik-error": "ENOENT - File not found", "cache-control": "no-store"},
+        )
+
+
+class SignatureRequired(ApiError):
+    def __init__(self) -> None:
+        super().__init__(
+            401,
+            "Your request needs a valid signature to access this file.",
+            headers={"ik-error": "EACCES - Access denied", "cache-control": "no-store"},
+        )
+
+
+class NoThumbnail(BadRequest):
+    def __init__(self, why: str) -> None:
+        super().__init__(f"There is no thumbnail of this file: {why}")
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """Answers delivery requests. imagekit_id: the first part of every delivery path."""
+
+    db: Database
+    storage: Storage
+    thumbnails: Thumbnails
+    keys: Keys
+    imagekit_id: str
+
+    async def respond(self, request: Request) -> Response:
+        """Raises NotDelivered, SignatureRequired, BadRequest."""
+        raw_path = request.scope["raw_path"].decode("latin-1")
+        prefix = f"/{self.imagekit_id}/"
+        if not raw_path.startswith(prefix):
+            raise NotDelivered
+        raw_path = raw_path[len(prefix) :]
+        query = request.scope["query_string"].decode("latin-1")
+        target = parse_target(_decoded(raw_path), query)
+        version = await self.db.read(read_version_at, target.path, target.version_id)
+        if version is None or not version.is_published:
+            raise NotDelivered
+        if version.is_private and not target.thumbnail:
+            self._require_signature(f"{raw_path}?{query}")
+        if target.thumbnail:
+            return await self._thumbnail(request, version)
+        return await self._original(request, version, target)
+
+    def _require_signature(self, raw_target: str) -> None:
+        private_keys = [pair.private for pair in self.keys.pairs]
+        if not has_valid_signature(raw_target, private_keys, self.db.clock.wall()):
+            raise SignatureRequired
+
+    async def _thumbnail(self, request: Request, version: Row[Any]) -> Response:
+        etag = f'"{version.sha256[:32]}-t"'
+        if not version.is_image:
+            raise NoThumbnail("it is not an image.")
+        headers = _headers(version, etag, is_private=False)
+        if is_not_modified(request.headers, etag):
+            return Response(status_code=304, headers=headers)
+        try:
+            thumbnail = await self.thumbnails.get(version.blob_key)
+        except ImageUnreadable as error:
+            raise NoThumbnail(str(error)) from None
+        except BlobMissing:
+            raise NotDelivered from None
+        headers["content-type"] = thumbnail.mime
+        return Response(thumbnail.content, headers=headers)
+
+    async def _original(self, request: Request, version: Row[Any], target: Target) -> Response:
+        etag = f'"{version.sha256[:32]}"'
+        headers = _headers(version, etag, is_private=version.is_private)
+        headers["accept-ranges"] = "bytes"
+        if is_not_modified(request.headers, etag):
+            return Response(status_code=304, headers=headers)
+        headers["content-type"] = _content_type(version.mime)
+        if target.as_attachment or not is_shown_inline(version.mime):
+            headers["content-disposition"] = _attachment(version.name)
+        size = version.size_bytes
+        try:
+            part = requested_part(request.headers, size, etag)
+        except RangeNotSatisfiable:
+            raise ApiError(
+                416,
+                "The requested range lies outside the file.",
+                headers={"content-range": f"bytes */{size}"},
+            ) from None
+        if part is not None:
+            headers["content-range"] = f"bytes {part.start}-{part.end - 1}/{size}"
+        return await self._bytes(
+            request, version.blob_key, part or Part(0, size), headers, 206 if part else 200
+        )
+
+    async def _bytes(
+        self, request: Request, key: str, part: Part, headers: dict[str, str], status: int
+    ) -> Response:
+        headers["content-length"] = str(part.end - part.start)
+        if request.method == "HEAD":
+            return Response(status_code=status, headers=headers)
+        pieces = self.storage.read(key, part.start, part.end)
+        try:
+            first = await anext(pieces, b"")
+        except BlobMissing:
+            raise NotDelivered from None
+        if len(first) == part.end - part.start:
+            return Response(first, status, headers)
+        return StreamingResponse(_chained(first, pieces), status, headers)
+
+
+async def _chained(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    yield first
+    async for piece in rest:
+        yield piece
+
+
+def _decoded(raw_path: str) -> str:
+    """The path after the endpoint, percent-decoded, with a slash at the start."""
+    try:
+        path = unquote_to_bytes(raw_path).decode()
+    except UnicodeDecodeError:
+        raise NotDelivered from None
+    if has_control_characters(path):
+        raise NotDelivered
+    return "/" + path
+
+
+def _headers(version: Row[Any], etag: str, *, is_private: bool) -> dict[str, str]:
+    """A file is always a guest in the page that shows it: it runs nothing and is what it says."""
+    return {
+        "etag": etag,
+        "last-modified": format_datetime(version.created_at, usegmt=True),
+        "cache-control": f"{'private' if is_private else 'public'}, {REVALIDATED}",
+        "content-security-policy": SANDBOX,
+        "x-content-type-options": "nosniff",
+        "access-control-allow-origin": "*",
+        "cross-origin-resource-policy": "cross-origin",
+    }
+
+
+def _content_type(mime: str) -> str:
+    return f"{mime}; charset=utf-8" if mime.startswith("text/") else mime
+
+
+def _attachment(name: str) -> str:
+    ascii_name = name.encode("ascii", "replace").decode().replace("?", "_")
+    return f"attachment; filename=\"{ascii_name}\"; filename*=UTF-8''{quote(name, safe='')}"
+
+
+@router.api_route("/{imagekit_id}/{path:path}", methods=["GET", "HEAD"], include_in_schema=False)
+async def deliver(request: Request) -> Response:
+    delivery: Delivery = request.app.state.delivery
+    return await delivery.respond(request)

@@ -1,0 +1,57 @@
+"""The transformations a delivery URL can ask for. Today: two named thumbnails.
+
+Source: the contract's sections 6.1 and 6.2.
+"""
+
+from dataclasses import dataclass
+from urllib.parse import parse_qsl
+
+from app.errors import BadRequest
+
+THUMBNAIL_BOX_PX = 300
+NAMED_THUMBNAILS = frozenset({"ik_ml_thumbnail", "media_library_thumbnail"})
+
+
+class UnsupportedTransformation(BadRequest):
+    def __init__(self, what: str) -> None:
+        known = ", ".join(f"n-{name}" for name in sorted(NAMED_THUMBNAILS))
+        super().__init__(
+            f"Your request contains the transformation {what!a}, which this version of Loupe "
+            f"does not support. It supports: {known}."
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What a delivery URL names. path: of the file, absolute. thumbnail: instead of the file."""
+
+    path: str
+    thumbnail: bool
+    as_attachment: bool
+    version_id: str | None
+
+
+def parse_target(path: str, query: str) -> Target:
+    """Reads the part after the endpoint. Raises UnsupportedTransformation.
+
+    path: percent-decoded, with a slash at the start. query: raw.
+    """
+    parts = [part for part in path.split("/") if part]
+    asked = [part[3:] for part in parts if part.startswith("tr:")]
+    pairs = dict(parse_qsl(query, keep_blank_values=True, max_num_fields=100))
+    if pairs.get("tr"):
+        asked.append(pairs["tr"])
+    return Target(
+        path="/" + "/".join(part for part in parts if not part.startswith("tr:")),
+        thumbnail=_is_thumbnail(asked),
+        as_attachment=pairs.get("ik-attachment", "").lower() == "true",
+        version_id=pairs.get("ik-obj-version"),
+    )
+
+
+def _is_thumbnail(asked: list[str]) -> bool:
+    if not asked:
+        return False
+    if asked not in [[f"n-{name}"] for name in NAMED_THUMBNAILS]:
+        raise UnsupportedTransformation(":".join(asked)[:200])
+    return True

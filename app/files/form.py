@@ -1,0 +1,131 @@
+"""Reads the upload's multipart form as it arrives: fields into memory, the file into staging."""
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+
+from multipart import (
+    MultipartError,
+    MultipartSegment,
+    ParserLimitReached,
+    PushMultipartParser,
+    parse_options_header,
+)
+from starlette.requests import Request
+
+from app.errors import ApiError, BadRequest
+from app.files.staging import FileTooLarge, Sink, Staging, TextFile
+
+MAX_PARTS = 100
+MAX_FIELD_BYTES = 64 * 1024
+MAX_BOUNDARY_CHARACTERS = 200
+MAX_PART_HEADER_BYTES = 8 * 1024
+
+
+@dataclass(slots=True)
+class UploadForm:
+    """fields: every text field but `file`. file_url: set when `file` is to be fetched."""
+
+    fields: dict[str, str] = field(default_factory=dict)
+    has_file: bool = False
+    file_url: str | None = None
+
+
+class MalformedForm(BadRequest):
+    def __init__(self, problem: str) -> None:
+        super().__init__(f"Your request is not a valid multipart/form-data body: {problem}.")
+
+
+async def read_upload_form(request: Request, staging: Staging, max_bytes: int) -> UploadForm:
+    """Streams the file into `staging` and returns the rest of the form.
+
+    Raises FileTooLarge (413), MalformedForm and others (400).
+    """
+    _refuse_encoded_body(request)
+    _refuse_certainly_too_large(request, max_bytes)
+    reader = _FormReader(staging)
+    parser = PushMultipartParser(
+        _boundary(request),
+        max_header_size=MAX_PART_HEADER_BYTES,
+        max_segment_count=MAX_PARTS,
+        strict=True,
+    )
+    try:
+        async for chunk in _body(request):
+            for event in parser.parse(chunk):
+                await reader.take(event)
+        parser.close()
+    except ParserLimitReached:
+        raise MalformedForm("it has too many parts, or too long headers") from None
+    except MultipartError:
+        raise MalformedForm("it is incomplete, or its parts cannot be told apart") from None
+    except UnicodeDecodeError:
+        raise MalformedForm("it holds text that is not UTF-8") from None
+    return reader.form
+
+
+async def _body(request: Request) -> AsyncIterator[bytes]:
+    async for chunk in request.stream():
+        if chunk:
+            yield chunk
+
+
+def _refuse_encoded_body(request: Request) -> None:
+    if request.headers.get("content-encoding", "identity").lower() != "identity":
+        raise ApiError(415, "Your request contains an encoded body. Send it without encoding.")
+
+
+def _refuse_certainly_too_large(request: Request, max_bytes: int) -> None:
+    """Base64 is a third longer than the file, and the form has other fields too."""
+    length = request.headers.get("content-length", "")
+    if length.isdigit() and int(length) > max_bytes * 4 // 3 + 1024 * 1024:
+        raise FileTooLarge
+
+
+def _boundary(request: Request) -> str:
+    content_type, options = parse_options_header(request.headers.get("content-type", ""))
+    boundary: str = options.get("boundary", "")
+    if content_type.lower() != "multipart/form-data":
+        raise MalformedForm("its content type says something else")
+    if not boundary or len(boundary) > MAX_BOUNDARY_CHARACTERS:
+        raise MalformedForm("its boundary is missing or too long")
+    return boundary
+
+
+class _FormReader:
+    """Follows the parser's events: a part begins, a piece of it, a part ends."""
+
+    def __init__(self, staging: Staging) -> None:
+        self.form = UploadForm()
+        self._staging = staging
+        self._name = ""
+        self._sink: Sink | None = None
+        self._text = bytearray()
+
+    async def take(self, event: MultipartSegment | bytes | bytearray | None) -> None:
+        if isinstance(event, MultipartSegment):
+            self._begin(event)
+        elif event is None:
+            await self._end()
+        elif self._sink is not None:
+            await self._sink.write(bytes(event))
+        else:
+            self._text += event
+            if len(self._text) > MAX_FIELD_BYTES:
+                raise MalformedForm(f"the field {self._name!a} is too long")
+
+    def _begin(self, part: MultipartSegment) -> None:
+        self._name = part.name
+        self._text.clear()
+        self._sink = None
+        if self._name in self.form.fields or (self._name == "file" and self.form.has_file):
+            raise MalformedForm(f"the field {self._name[:100]!a} stands there twice")
+        if self._name == "file":
+            self.form.has_file = True
+            self._sink = self._staging if part.filename is not None else TextFile(self._staging)
+
+    async def _end(self) -> None:
+        if self._sink is None:
+            self.form.fields[self._name] = self._text.decode()
+        elif isinstance(self._sink, TextFile):
+            await self._sink.finish()
+            self.form.file_url = self._sink.url

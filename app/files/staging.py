@@ -1,0 +1,191 @@
+"""A file on its way in: written next to where it will stay, hashed and counted as it arrives."""
+
+import asyncio
+import binascii
+import contextlib
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+from app.errors import ApiError, BadRequest
+from app.files.types import HEAD_BYTES
+from app.ids import new_id
+
+BLOCK_BYTES = 1024 * 1024
+
+
+class FileTooLarge(ApiError):
+    def __init__(self) -> None:
+        super().__init__(
+            413, "Your request contains invalid file parameter. The file size exceeds limits."
+        )
+
+
+class InvalidFile(BadRequest):
+    def __init__(self, problem: str) -> None:
+        super().__init__(f"Your request contains invalid file parameter. {problem}")
+
+
+@dataclass(frozen=True, slots=True)
+class StagedFile:
+    """path: complete on disk, not yet synced. head: the first bytes, for its type."""
+
+    path: Path
+    size_bytes: int
+    sha256: str
+    head: bytes
+
+
+class Sink(Protocol):
+    """Takes a file's bytes, piece by piece."""
+
+    async def write(self, piece: bytes) -> None: ...
+
+
+class Staging:
+    """Writes one file in blocks, off the event loop. `discard()` leaves nothing behind.
+
+    Raises FileTooLarge as soon as more than `max_bytes` have come.
+    """
+
+    def __init__(self, directory: Path, max_bytes: int) -> None:
+        self._path = directory / new_id()
+        self._max_bytes = max_bytes
+        self._file: BinaryIO | None = None
+        self._hash = hashlib.sha256()
+        self._waiting: list[bytes] = []
+        self._waiting_bytes = 0
+        self._head = b""
+        self.size_bytes = 0
+
+    async def write(self, piece: bytes) -> None:
+        self.size_bytes += len(piece)
+        if self.size_bytes > self._max_bytes:
+            raise FileTooLarge
+        if len(self._head) < HEAD_BYTES:
+            self._head = (self._head + piece)[:HEAD_BYTES]
+        self._waiting.append(piece)
+        self._waiting_bytes += len(piece)
+        if self._waiting_bytes >= BLOCK_BYTES:
+            await asyncio.to_thread(self._write_block)
+
+    def _write_block(self) -> None:
+        if self._file is None:
+            self._file = self._path.open("xb", buffering=0)
+        block = b"".join(self._waiting)
+        self._waiting, self._waiting_bytes = [], 0
+        self._hash.update(block)
+        view = memoryview(block)
+        while view:
+            view = view[self._file.write(view) :]
+
+    async def finish(self) -> StagedFile:
+        await asyncio.to_thread(self._finish)
+        return StagedFile(self._path, self.size_bytes, self._hash.hexdigest(), self._head)
+
+    def _finish(self) -> None:
+        self._write_block()
+        if self._file is not None:
+            self._file.close()
+
+    def discard(self) -> None:
+        """Removes what is still here: nothing once the storage has taken the file."""
+        if self._file is not None:
+            self._file.close()
+            with contextlib.suppress(FileNotFoundError):
+                self._path.unlink()
+
+
+_URL_SAFE = bytes.maketrans(b"-_", b"+/")
+
+
+class Base64Decoder:
+    """Decodes base64 (also its URL-safe alphabet, also with line breaks) into another sink."""
+
+    def __init__(self, sink: Sink) -> None:
+        self._sink = sink
+        self._rest = b""
+        self._padded = False
+
+    async def write(self, piece: bytes) -> None:
+        text = self._rest + piece.translate(_URL_SAFE, b" \t\r\n")
+        whole = len(text) // 4 * 4
+        self._rest = text[whole:]
+        if whole:
+            await self._sink.write(self._decode(text[:whole]))
+
+    def _decode(self, text: bytes) -> bytes:
+        if self._padded:
+            raise InvalidFile("It is not valid base64.")
+        self._padded = text.endswith(b"=")
+        try:
+            return binascii.a2b_base64(text, strict_mode=True)
+        except binascii.Error:
+            raise InvalidFile("It is not valid base64.") from None
+
+    def finish(self) -> None:
+        """Raises InvalidFile when the text ended in the middle of a group."""
+        if self._rest:
+            raise InvalidFile("It is not valid base64.")
+
+
+class TextFile:
+    """The `file` field sent as text: base64, a data URI, or the URL of a file to fetch.
+
+    url: the URL, once the field has ended, if it is one.
+    """
+
+    MAX_PREFIX_BYTES = 2048
+
+    def __init__(self, sink: Sink) -> None:
+        self._decoder = Base64Decoder(sink)
+        self._prefix: bytes | None = b""
+        self.url: str | None = None
+
+    async def write(self, piece: bytes) -> None:
+        if self._prefix is None:
+            await self._decoder.write(piece)
+            return
+        self._prefix += piece
+        kind = _kind(self._prefix)
+        if kind == "url" and len(self._prefix) > self.MAX_PREFIX_BYTES:
+            raise InvalidFile(f"A URL has at most {self.MAX_PREFIX_BYTES} characters.")
+        if kind == "data" and b"," not in self._prefix:
+            if len(self._prefix) > self.MAX_PREFIX_BYTES:
+                raise InvalidFile("It is not a valid data URI.")
+        elif kind in ("data", "base64"):
+            await self._start_decoding(kind)
+
+    async def _start_decoding(self, kind: str) -> None:
+        text, self._prefix = self._prefix or b"", None
+        if kind == "data":
+            header, _, text = text.partition(b",")
+            if not header.lower().rstrip().endswith(b";base64"):
+                raise InvalidFile("A data URI should hold base64.")
+        await self._decoder.write(text)
+
+    async def finish(self) -> None:
+        if self._prefix is not None and _kind(self._prefix) == "url":
+            try:
+                self.url = self._prefix.decode().strip()
+            except UnicodeDecodeError:
+                raise InvalidFile("It is not a valid URL.") from None
+            return
+        if self._prefix is not None:
+            if _kind(self._prefix) == "data":
+                raise InvalidFile("It is not a valid data URI.")
+            await self._start_decoding("base64")
+        self._decoder.finish()
+
+
+def _kind(prefix: bytes) -> str | None:
+    """`url`, `data` or `base64`; None while too little has come to tell."""
+    start = prefix.lstrip()[:8].lower()
+    if start.startswith((b"http://", b"https://")):
+        return "url"
+    if start.startswith(b"data:"):
+        return "data"
+    if any(known.startswith(start) for known in (b"http://", b"https://", b"data:")):
+        return None
+    return "base64"

@@ -1,0 +1,162 @@
+"""One upload, end to end: stream in, validate, store, run the extensions, respond."""
+
+import asyncio
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+from starlette.requests import Request
+
+from app.auth import SIGNATURE_FIELDS, Authenticator
+from app.db import Database
+from app.errors import ApiError, BadRequest
+from app.files.form import UploadForm, read_upload_form
+from app.files.objects import upload_object
+from app.files.schemas import UploadFields
+from app.files.service import Blob, RunContext, store_upload
+from app.files.staging import FileTooLarge, InvalidFile, StagedFile, Staging
+from app.files.tagging import FileTagging
+from app.files.types import mime_type
+from app.ids import new_id
+from app.images import read_header
+from app.outbound import AddressGuard, InvalidUrl, Outbound, OutboundError, TooLarge, check_url
+from app.storage.base import Storage
+
+log = structlog.get_logger(__name__)
+
+_BOTH_WAYS = (
+    "Your request contains both signature and basic auth parameter. Use only one method, you "
+    "might be exposing your private API key."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class UploadLimits:
+    max_bytes: int
+    max_pixels: int
+
+
+class Uploader:
+    """Takes uploads. Everything is validated before anything is stored."""
+
+    def __init__(
+        self,
+        db: Database,
+        storage: Storage,
+        authenticator: Authenticator,
+        outbound: Outbound,
+        guard: AddressGuard,
+        tagging: FileTagging,
+        limits: UploadLimits,
+    ) -> None:
+        self._db = db
+        self._storage = storage
+        self._authenticator = authenticator
+        self._outbound = outbound
+        self._guard = guard
+        self._tagging = tagging
+        self._limits = limits
+
+    async def upload(self, request: Request, request_id: str) -> dict[str, Any]:
+        """The answer to one upload. Raises ApiError."""
+        authorization = request.headers.get("authorization")
+        if authorization is not None:
+            self._authenticator.require_private_key(authorization)
+        staging = Staging(self._storage.staging_dir, self._limits.max_bytes)
+        try:
+            form = await read_upload_form(request, staging, self._limits.max_bytes)
+            await self._authenticate_form(form, authorization is not None)
+            upload = self._validate(form)
+            staged = await self._finish_file(form, staging)
+            blob = await asyncio.to_thread(self._examine, staged, upload.file_name)
+            await self._storage.put(staged.path, blob.key)
+        finally:
+            staging.discard()
+        return await self._store_and_tag(upload, blob, request_id)
+
+    async def _authenticate_form(self, form: UploadForm, has_basic: bool) -> None:
+        if not has_basic:
+            await self._authenticator.require_upload_signature(form.fields)
+        elif "signature" in form.fields:
+            raise BadRequest(_BOTH_WAYS)
+
+    def _validate(self, form: UploadForm) -> UploadFields:
+        if not form.has_file:
+            raise BadRequest("Your request is missing file parameter.")
+        fields = {k: v for k, v in form.fields.items() if k not in SIGNATURE_FIELDS}
+        upload = UploadFields.parse(fields)
+        check_webhook_url(upload.webhook_url, self._guard)
+        return upload
+
+    async def _finish_file(self, form: UploadForm, staging: Staging) -> StagedFile:
+        if form.file_url is not None:
+            await self._fetch(form.file_url, staging)
+        if staging.size_bytes == 0:
+            raise BadRequest("Your request is missing file parameter.")
+        return await staging.finish()
+
+    async def _fetch(self, url: str, staging: Staging) -> None:
+        """A remote file that is too large is the caller's choice of URL, hence 400."""
+        try:
+            check_url(url, guard=self._guard)
+            async with self._outbound.fetch(url, max_bytes=self._limits.max_bytes) as chunks:
+                async for chunk in chunks:
+                    await staging.write(chunk)
+        except InvalidUrl as error:
+            raise InvalidFile(str(error)) from None
+        except (TooLarge, FileTooLarge):
+            raise InvalidFile("The file size exceeds limits.") from None
+        except OutboundError as error:
+            raise InvalidFile(str(error)) from None
+
+    def _examine(self, staged: StagedFile, name: str) -> Blob:
+        """What the content is. A header that libvips cannot read makes it a non-image."""
+        key = new_id()
+        header = read_header(staged.path)
+        if header is None:
+            mime = mime_type(staged.head, name)
+            return Blob(key, staged.size_bytes, staged.sha256, mime)
+        if not 0 < header.width_px * header.height_px <= self._limits.max_pixels:
+            raise InvalidFile(
+                f"An image has at least 1 and at most {self._limits.max_pixels} pixels."
+            )
+        return Blob(
+            key,
+            staged.size_bytes,
+            staged.sha256,
+            header.mime,
+            header.width_px,
+            header.height_px,
+            header.has_alpha,
+            header.orientation,
+        )
+
+    async def _store_and_tag(
+        self, upload: UploadFields, blob: Blob, request_id: str
+    ) -> dict[str, Any]:
+        rules = self._tagging.rules
+        context = RunContext(self._tagging.owner, request_id)
+        try:
+            stored = await self._db.write(store_upload, upload, blob, rules, context)
+        except ApiError:
+            # Known to be rolled back; after any other error the row may stand.
+            await self._storage.delete(blob.key)
+            raise
+        if stored.told:
+            self._tagging.on_delivery()
+        if not stored.runs:
+            return upload_object(stored.version, rules.urls, upload.response_fields, None)
+        version, statuses = await self._tagging.run_within_budget(stored.runs, stored.version)
+        return upload_object(version, rules.urls, upload.response_fields, statuses)
+
+
+def check_webhook_url(url: str | None, guard: AddressGuard) -> None:
+    """Raises BadRequest for a URL that no webhook can be sent to."""
+    if url is None:
+        return
+    try:
+        check_url(url, guard=guard)
+    except InvalidUrl as error:
+        raise BadRequest(
+            f"Your request contains invalid value for webhookUrl parameter. {error}"
+        ) from None

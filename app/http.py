@@ -1,0 +1,134 @@
+"""What every request passes through: its id, its log line, and how a refused body is dropped."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from uuid import uuid4
+
+import structlog
+from starlette.datastructures import MutableHeaders
+from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.logs import bind_request_id, unbind_request_id
+
+log = structlog.get_logger(__name__)
+
+REQUEST_ID_HEADER = "x-ik-requestid"
+DROP_SECONDS = 1.0
+
+
+class RequestLog:
+    """Gives each request an id, in a header of its response and in every log line of it."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request_id = str(uuid4())
+        status = 0
+        started = time.monotonic()
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)[REQUEST_ID_HEADER] = request_id
+            await send(message)
+
+        token = bind_request_id(request_id)
+        try:
+            await self._app(scope, receive, send_with_id)
+        except Exception:
+            if not status:
+                raise  # else it has been logged and answered: Starlette raises it once more
+        finally:
+            log.info(
+                "request",
+                method=scope["method"],
+                path=scope["path"],  # never the query: it may hold a signature
+                status=status,
+                elapsed_ms=round((time.monotonic() - started) * 1000, 1),
+            )
+            unbind_request_id(token)
+
+
+class RefusedBodies:
+    """After an early refusal, reads and drops what still comes, for a second at most.
+
+    A connection that is closed on unread bytes is reset, and the client may never see the answer.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        is_body_read = scope["method"] in ("GET", "HEAD", "OPTIONS")
+        is_refusal = False
+
+        async def watched_receive() -> Message:
+            nonlocal is_body_read
+            message = await receive()
+            if message["type"] != "http.request" or not message.get("more_body", False):
+                is_body_read = True
+            return message
+
+        async def send_then_drop(message: Message) -> None:
+            nonlocal is_refusal
+            if message["type"] == "http.response.start":
+                is_refusal = message["status"] >= 400 and not is_body_read
+                if is_refusal:
+                    MutableHeaders(scope=message)["connection"] = "close"
+            elif is_refusal and not message.get("more_body", False):
+                await send({**message, "more_body": True})
+                await self._drop(watched_receive, lambda: is_body_read)
+                message = {"type": "http.response.body", "body": b""}
+            await send(message)
+
+        await self._app(scope, watched_receive, send_then_drop)
+
+    @staticmethod
+    async def _drop(receive: Receive, is_over: Callable[[], bool]) -> None:
+        try:
+            async with asyncio.timeout(DROP_SECONDS):
+                while not is_over():
+                    await receive()
+        except TimeoutError:
+            pass
+
+
+class TrailingSlash:
+    """Serves `/v1/files/` as `/v1/files`: one SDK has the slash, and redirects lose bodies."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path: str = scope.get("path", "")
+        if path.endswith("/") and path.startswith(("/v1/", "/api/")):
+            scope = {**scope, "path": path.rstrip("/")}
+        await self._app(scope, receive, send)
+
+
+class UploadCors:
+    """Browsers may upload from any page; the signature, not the origin, is what lets them."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        self._with_cors = CORSMiddleware(
+            app,
+            allow_origins=["*"],
+            allow_methods=["POST", "OPTIONS"],
+            allow_headers=["*"],
+            expose_headers=[REQUEST_ID_HEADER],
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        is_upload = scope["type"] == "http" and scope["path"].startswith("/api/")
+        await (self._with_cors if is_upload else self._app)(scope, receive, send)

@@ -1,0 +1,199 @@
+"""The rows are the queue: claim what is due, run it, retry or finish it.
+
+An extension run and a webhook delivery carry the columns of `Leased`; nothing here knows more of
+them. A claim is a lease: when its holder dies, the lease runs out and anyone takes the row again.
+Whoever finishes a row says `WHERE status = 'pending' AND attempts = :mine`, so one writer wins.
+"""
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from datetime import datetime
+from typing import Any
+
+import structlog
+from sqlalchemy import ColumnElement, Row, Table, Text, and_, func, or_, select, update
+from sqlalchemy.orm import Mapped, mapped_column
+
+from app.db import Database, Tx, UtcDateTime
+
+log = structlog.get_logger(__name__)
+
+PENDING = "pending"
+LEASE_SECONDS = 15.0
+RENEW_SECONDS = 5.0
+POLL_SECONDS = 1.0
+
+
+class Leased:
+    """Columns of a row that is work to do.
+
+    attempts: how often it has been claimed, and the fencing token of the latest claim.
+    """
+
+    status: Mapped[str] = mapped_column(Text)
+    attempts: Mapped[int] = mapped_column(default=0)
+    due_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    lease_until: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    lease_owner: Mapped[str | None] = mapped_column(Text)
+    last_error: Mapped[str | None] = mapped_column(Text)
+
+
+def _is_due(tx: Tx, table: Table) -> ColumnElement[bool]:
+    now = tx.now()
+    return and_(
+        table.c.status == PENDING,
+        table.c.due_at <= now,
+        or_(table.c.lease_until.is_(None), table.c.lease_until < now),
+    )
+
+
+def claim(
+    tx: Tx, table: Table, owner: str, limit: int, *where: ColumnElement[bool], **also_set: Any
+) -> Sequence[Row[Any]]:
+    """Leases up to `limit` due rows to `owner`, the longest due first, and returns them."""
+    due = (
+        select(table.c.id)
+        .where(_is_due(tx, table), *where)
+        .order_by(table.c.due_at)
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+        .cte("due")
+    )
+    return tx.execute(
+        update(table)
+        .where(table.c.id.in_(select(due.c.id)))
+        .values(attempts=table.c.attempts + 1, **lease(tx, owner), **also_set)
+        .returning(*table.c)
+    ).all()
+
+
+def lease(tx: Tx, owner: str) -> dict[str, Any]:
+    """Column values of a row that `owner` holds from now."""
+    return {"lease_until": tx.now(LEASE_SECONDS), "lease_owner": owner}
+
+
+def unleased(**values: Any) -> dict[str, Any]:
+    """Column values of a row that nobody holds any more."""
+    return {"lease_until": None, "lease_owner": None, **values}
+
+
+def is_held(table: Table, row_id: str, attempt: int) -> ColumnElement[bool]:
+    """True while the claim with this token is the latest, and the row is not finished."""
+    return and_(table.c.id == row_id, table.c.status == PENDING, table.c.attempts == attempt)
+
+
+def renew_leases(tx: Tx, tables: Sequence[Table], owner: str) -> None:
+    for table in tables:
+        tx.execute(
+            update(table)
+            .where(table.c.lease_owner == owner, table.c.status == PENDING)
+            .values(lease_until=tx.now(LEASE_SECONDS))
+        )
+
+
+def release_leases(tx: Tx, tables: Sequence[Table], owner: str | None = None) -> None:
+    """Gives back what `owner` holds; without an owner, whatever anyone holds."""
+    for table in tables:
+        held = table.c.lease_owner.is_not(None) if owner is None else table.c.lease_owner == owner
+        tx.execute(update(table).where(held, table.c.status == PENDING).values(unleased()))
+
+
+def seconds_to_next_due(tx: Tx, table: Table) -> float | None:
+    """Until the next unleased row is due; None without one. Negative if one is due already."""
+    due_at = tx.execute(
+        select(func.min(table.c.due_at)).where(
+            table.c.status == PENDING, table.c.lease_until.is_(None)
+        )
+    ).scalar_one()
+    if due_at is None:
+        return None
+    now = tx.execute(select(tx.now())).scalar_one()
+    return float((due_at - now).total_seconds())
+
+
+def backoff_seconds(attempts: int, *, first: float = 1.0, longest: float = 600.0) -> float:
+    """Full jitter below an exponential: between 0 and first, 2 first, 4 first ... longest."""
+    return random.uniform(0, min(longest, first * 2 ** min(attempts - 1, 30)))  # noqa: S311
+
+
+class DueLoop:
+    """Claims what is due in one table and runs a handler for each row, many at once.
+
+    take: claims rows that can be worked on now (it knows its own limits).
+    handle: works on one row; it records its own result and raises only on a bug.
+    """
+
+    def __init__(
+        self,
+        table: Table,
+        db: Database,
+        take: Callable[[], Awaitable[Sequence[Row[Any]]]],
+        handle: Callable[[Row[Any]], Coroutine[Any, Any, None]],
+    ) -> None:
+        self._table = table
+        self._db = db
+        self._take = take
+        self._handle = handle
+        self._wake = asyncio.Event()
+        self._working: set[asyncio.Task[None]] = set()
+
+    def wake(self) -> None:
+        """Something became due."""
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Until cancelled; the rows being worked on are then given up to their leases."""
+        try:
+            while True:
+                self._wake.clear()
+                if not await self._start_what_is_due():
+                    await self._sleep()
+        finally:
+            for task in self._working:
+                task.cancel()
+            await asyncio.gather(*self._working, return_exceptions=True)
+
+    async def _start_what_is_due(self) -> int:
+        try:
+            rows = await self._take()
+        except Exception as error:
+            log.error("cannot claim", table=self._table.name, exc_info=error)
+            return 0
+        for row in rows:
+            task = asyncio.create_task(self._handle(row))
+            self._working.add(task)
+            task.add_done_callback(self._done)
+        return len(rows)
+
+    def _done(self, task: "asyncio.Task[None]") -> None:
+        self._working.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("cannot finish", table=self._table.name, exc_info=error)
+        self._wake.set()
+
+    async def _sleep(self) -> None:
+        try:
+            async with asyncio.timeout(await self._seconds_to_sleep()):
+                await self._wake.wait()
+        except TimeoutError:
+            pass
+
+    async def _seconds_to_sleep(self) -> float:
+        try:
+            next_due = await self._db.read(seconds_to_next_due, self._table)
+        except Exception as error:
+            log.error("cannot look for due rows", table=self._table.name, exc_info=error)
+            return POLL_SECONDS
+        # A row that is due but was not claimed waits for a free slot, whose end wakes the loop.
+        return POLL_SECONDS if next_due is None or next_due <= 0 else min(POLL_SECONDS, next_due)
+
+
+async def keep_leases(db: Database, tables: Sequence[Table], owner: str) -> None:
+    """Renews all that this process holds, for as long as it lives."""
+    while True:
+        await asyncio.sleep(RENEW_SECONDS)
+        try:
+            await db.write(renew_leases, tables, owner)
+        except Exception as error:
+            log.error("cannot renew leases", exc_info=error)

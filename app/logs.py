@@ -1,0 +1,60 @@
+"""Structured logs, one JSON object a line, with the request's id in every line of a request."""
+
+import contextvars
+import logging
+import sys
+from typing import Any
+
+import structlog
+
+_request_id: contextvars.ContextVar[str] = contextvars.ContextVar("request_id", default="")
+
+
+def request_id() -> str:
+    """The id of the request being served; empty outside of one."""
+    return _request_id.get()
+
+
+def bind_request_id(value: str) -> "contextvars.Token[str]":
+    return _request_id.set(value)
+
+
+def unbind_request_id(token: "contextvars.Token[str]") -> None:
+    _request_id.reset(token)
+
+
+def _add_request_id(logger: Any, method: str, event: dict[str, Any]) -> dict[str, Any]:
+    if (value := _request_id.get()) and "request_id" not in event:
+        event["request_id"] = value
+    return event
+
+
+def configure_logs() -> None:
+    """Ours and the libraries' lines, alike, to standard error."""
+    shared: list[Any] = [
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        _add_request_id,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.format_exc_info,
+    ]
+    structlog.configure(
+        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                structlog.processors.JSONRenderer(),
+            ],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers = [handler]
+    root.setLevel(logging.INFO)
+    for noisy in ("httpx", "httpcore", "botocore", "boto3", "urllib3", "google", "alembic"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)

@@ -1,0 +1,154 @@
+"""Transactions on webhook deliveries: written with their cause, claimed, recorded."""
+
+import random
+from collections.abc import Mapping
+from datetime import datetime
+from email.utils import parsedate_to_datetime
+from typing import Any
+from urllib.parse import urlsplit
+
+import orjson
+from sqlalchemy import Row, insert, or_, select, update
+
+from app import jobs
+from app.db import Tx
+from app.ids import new_id
+from app.webhooks.models import DEAD, DELIVERED, attempts, deliveries
+
+PER_HOST = 4
+DEADLINE_SECONDS = 24 * 3600
+JITTER = 0.2
+
+
+def enqueue(
+    tx: Tx, *, run_id: str, url: str, payload: dict[str, Any], request_id: str, first_delay: float
+) -> None:
+    """Writes a delivery with its exact body. It exists exactly if its cause is committed."""
+    tx.execute(
+        insert(deliveries).values(
+            id=f"evt_{new_id()}",
+            run_id=run_id,
+            url=url,
+            host=host_of(url),
+            body=orjson.dumps(payload),
+            request_id=request_id,
+            status=jobs.PENDING,
+            attempts=0,
+            due_at=tx.now(jittered(first_delay)),
+            created_at=tx.clock.now(),
+        )
+    )
+
+
+def host_of(url: str) -> str:
+    """Host and port: what `PER_HOST` is counted by."""
+    return urlsplit(url).netloc.lower()
+
+
+def jittered(seconds: float) -> float:
+    return seconds * random.uniform(1 - JITTER, 1 + JITTER)  # noqa: S311
+
+
+def claim_deliveries(
+    tx: Tx, owner: str, in_flight: Mapping[str, int], limit: int
+) -> list[Row[Any]]:
+    """Due deliveries, at most PER_HOST in flight to each host, so that a slow one delays none."""
+    full = [host for host, count in in_flight.items() if count >= PER_HOST]
+    now = tx.now()
+    due_hosts = tx.execute(
+        select(deliveries.c.host)
+        .where(
+            deliveries.c.status == jobs.PENDING,
+            deliveries.c.due_at <= now,
+            or_(deliveries.c.lease_until.is_(None), deliveries.c.lease_until < now),
+            deliveries.c.host.not_in(full),
+        )
+        .distinct()
+        .limit(limit)
+    ).scalars()
+    claimed: list[Row[Any]] = []
+    for host in due_hosts.all():
+        free = min(PER_HOST - in_flight.get(host, 0), limit - len(claimed))
+        if free <= 0:
+            break
+        claimed += jobs.claim(tx, deliveries, owner, free, deliveries.c.host == host)
+    return claimed
+
+
+def record_attempt(
+    tx: Tx,
+    delivery_id: str,
+    attempt: int,
+    schedule: tuple[float, ...],
+    *,
+    started_at: datetime,
+    elapsed_ms: int,
+    status_code: int | None,
+    error: str | None,
+    reply_beginning: bytes,
+    retry_after: str | None,
+) -> None:
+    """Writes the attempt down, and what follows from it. A no-op if the claim is not the latest."""
+    delivery = tx.execute(
+        select(deliveries).where(jobs.is_held(deliveries, delivery_id, attempt)).with_for_update()
+    ).one_or_none()
+    if delivery is None:
+        return
+    tx.execute(
+        insert(attempts).values(
+            delivery_id=delivery_id,
+            number=attempt,
+            started_at=started_at,
+            elapsed_ms=elapsed_ms,
+            status_code=status_code,
+            error=error,
+            reply_beginning=reply_beginning,
+        )
+    )
+    after = _after_attempt(tx, delivery, schedule, started_at, status_code, error, retry_after)
+    tx.execute(
+        update(deliveries)
+        .where(deliveries.c.id == delivery_id)
+        .values(jobs.unleased(first_attempt_at=delivery.first_attempt_at or started_at, **after))
+    )
+
+
+def _after_attempt(
+    tx: Tx,
+    delivery: Row[Any],
+    schedule: tuple[float, ...],
+    started_at: datetime,
+    status_code: int | None,
+    error: str | None,
+    retry_after: str | None,
+) -> dict[str, Any]:
+    """Column values: delivered, dead, or due again."""
+    ended = {"finished_at": tx.clock.now()}
+    if status_code is not None and 200 <= status_code < 300:
+        return {"status": DELIVERED, "last_error": None, **ended}
+    problem = error or f"status {status_code}"
+    delay = delay_before(schedule, delivery.attempts + 1)
+    if retry_after is not None:
+        delay = min(max(delay, seconds_of(retry_after, tx.clock.wall()) or 0), 2 * delay)
+    first = delivery.first_attempt_at or started_at
+    seconds_used = (tx.clock.now() - first).total_seconds()
+    gone = status_code == 410
+    if gone or seconds_used + delay > DEADLINE_SECONDS:
+        return {"status": DEAD, "last_error": problem, **ended}
+    return {"due_at": tx.now(delay), "last_error": problem}
+
+
+def delay_before(schedule: tuple[float, ...], attempt: int) -> float:
+    """Seconds to wait before an attempt (1 is the first), with jitter; the last entry repeats."""
+    return jittered(schedule[min(attempt, len(schedule)) - 1])
+
+
+def seconds_of(retry_after: str, now: datetime) -> float | None:
+    """A Retry-After header in seconds from now; None if it is neither a number nor a date."""
+    if retry_after.strip().isascii() and retry_after.strip().isdigit():
+        return float(retry_after.strip()[:9])
+    try:
+        when = parsedate_to_datetime(retry_after)
+    except (ValueError, TypeError):
+        return None
+    return (when - now).total_seconds() if when.tzinfo else None

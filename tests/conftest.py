@@ -1,0 +1,172 @@
+"""Fixtures that everything shares: databases, and servers on them."""
+
+import os
+import shutil
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from app import schema
+from app.clock import Clock
+from app.images import ImagePool
+from app.settings import Settings, load_settings
+from tests.emulators.rekognition import RekognitionEmulator
+from tests.emulators.vision import VisionEmulator
+from tests.postgres import Postgres, is_available, running_postgres
+from tests.server import EventLoop, LoupeServer
+
+Serve = Callable[..., LoupeServer]
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No setting and no credential of whoever runs the tests."""
+    for name in os.environ:
+        if name.startswith(("LOUPE_", "AWS_", "GOOGLE_", "IMAGEKIT_", "IMAGE_KIT_")):
+            monkeypatch.delenv(name)
+    for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
+        monkeypatch.setenv(name, os.devnull)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("NO_GCE_CHECK", "true")
+
+
+@pytest.fixture(scope="session")
+def event_loop_thread() -> Iterator[EventLoop]:
+    event_loop = EventLoop()
+    yield event_loop
+    event_loop.close()
+
+
+@pytest.fixture(scope="session")
+def shared_images(event_loop_thread: EventLoop) -> Iterator[ImagePool]:
+    """One pool of children for all servers: starting them takes longer than most tests."""
+
+    async def start() -> ImagePool:
+        images = ImagePool()
+        await images.start()
+        return images
+
+    images = event_loop_thread.run(start())
+    yield images
+    event_loop_thread.run(images.close())
+
+
+@pytest.fixture(scope="session")
+def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("template") / "loupe.db"
+    schema.upgrade(f"sqlite:///{path}")
+    return path
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A server whose database `template` is migrated and empty."""
+    with running_postgres() as server:
+        url = server.create(f"template-{os.getpid()}")
+        schema.upgrade(url)
+        yield server
+        server.drop(f"template-{os.getpid()}")
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """A migrated, empty database of the test's own, once on each engine."""
+    if request.param == "sqlite":
+        template: Path = request.getfixturevalue("sqlite_template")
+        shutil.copy(template, tmp_path / "loupe.db")
+        yield f"sqlite:///{tmp_path / 'loupe.db'}"
+        return
+    server: Postgres = request.getfixturevalue("postgres")
+    name = f"test-{uuid4()}"
+    yield server.create(name, template=f"template-{os.getpid()}")
+    server.drop(name)
+
+
+@pytest.fixture
+def serve(
+    database_url: str,
+    tmp_path: Path,
+    event_loop_thread: EventLoop,
+    shared_images: ImagePool,
+) -> Iterator[Serve]:
+    """Starts servers: `serve(sync_budget_seconds=0.2)`. Extensions are off unless set.
+
+    Settings are those of `Settings`; `clock` stands in for the process's clock.
+    """
+    running: list[LoupeServer] = []
+
+    def start(*, clock: Clock | None = None, **overrides: Any) -> LoupeServer:
+        listening = socket.socket()
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(("127.0.0.1", 0))
+        settings = load_settings(
+            Settings,
+            **{
+                "port": listening.getsockname()[1],
+                "data_dir": tmp_path,
+                "database_url": database_url,
+                "google_auto_tagging": "off",
+                "aws_auto_tagging": "off",
+                "webhook_allow_cidrs": "127.0.0.0/8",
+                "webhook_schedule": "0,0.05,0.1",
+                **overrides,
+            },
+        )
+        server = LoupeServer(event_loop_thread, settings, shared_images, clock)
+        server.start(listening)
+        running.append(server)
+        return server
+
+    yield start
+    for server in running:
+        server.stop()
+
+
+@pytest.fixture
+def server(serve: Serve) -> LoupeServer:
+    """A server with the default settings and both extensions off."""
+    return serve()
+
+
+@pytest.fixture
+def vision(monkeypatch: pytest.MonkeyPatch) -> Iterator[VisionEmulator]:
+    with VisionEmulator() as emulator:
+        monkeypatch.setenv("LOUPE_VISION_ENDPOINT", emulator.endpoint)
+        monkeypatch.setenv("LOUPE_VISION_INSECURE", "true")
+        yield emulator
+
+
+@pytest.fixture
+def rekognition(monkeypatch: pytest.MonkeyPatch) -> Iterator[RekognitionEmulator]:
+    with RekognitionEmulator() as emulator:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_REKOGNITION", emulator.url)
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+        monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        yield emulator
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if is_available():
+        return
+    left_out = [item for item in items if item.get_closest_marker("postgres")]
+    items[:] = [item for item in items if not item.get_closest_marker("postgres")]
+    config.hook.pytest_deselected(items=left_out)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if not is_available():
+        terminalreporter.write_line(
+            "PostgreSQL was not found (no server binaries, no LOUPE_TEST_POSTGRES_URL): "
+            "its tests were left out.",
+            red=True,
+        )
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if not is_available() and os.environ.get("CI") == "true":
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
