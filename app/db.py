@@ -45,7 +45,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.engine import Dialect, make_url
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import DeclarativeBase
 from sqlalchemy.pool import NullPool
 from sqlalchemy.types import JSON
@@ -387,14 +387,8 @@ def _json_codec() -> dict[str, Any]:
 
 
 def open_database(settings: Settings, clock: Clock) -> Database:
-    """Connects. Raises SettingsError when the database cannot be reached."""
     url = settings.sqlalchemy_url
-    make = SqliteDatabase if is_sqlite(url) else PostgresDatabase
-    try:
-        with migration_engine(url).connect():
-            return make(url, clock)
-    except OperationalError as error:
-        raise SettingsError(f"LOUPE_DATABASE_URL: cannot connect: {error.orig}") from None
+    return SqliteDatabase(url, clock) if is_sqlite(url) else PostgresDatabase(url, clock)
 
 
 def is_sqlite(url: str) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from uuid import uuid4
 
 import structlog
-from starlette.datastructures import MutableHeaders
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -69,7 +69,7 @@ class RefusedBodies:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        is_body_read = scope["method"] in ("GET", "HEAD", "OPTIONS")
+        is_body_read = not _has_body(Headers(scope=scope))
         is_refusal = False
 
         async def watched_receive() -> Message:
@@ -101,6 +101,10 @@ class RefusedBodies:
                     await receive()
         except TimeoutError:
             pass
+
+
+def _has_body(headers: Headers) -> bool:
+    return "transfer-encoding" in headers or headers.get("content-length", "0") != "0"
 
 
 class TrailingSlash:

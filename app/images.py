@@ -546,10 +546,12 @@ class ImagePool:
     """A few child processes that decode. Made in the event loop's main thread, and used there.
 
     `start` belongs in a task that outlives the pool's use: anyio ends the children with the task at
-    the root of it. A call waits for a free child without limit, then has `timeout_seconds` in it. A child that
-    takes longer, dies, or whose caller is cancelled is killed and replaced before its place is
-    given on. memory_bytes bounds what each child allocates (Linux only): an AVIF with alpha needs
-    16 bytes a pixel, interlaced PNG and progressive JPEG up to 8, others little.
+    the root of it. A call waits for a free child without limit, then has `timeout_seconds` in it.
+    A child that takes longer, dies, or whose caller is cancelled is killed and replaced before its
+    place is given on.
+
+    memory_bytes bounds what each child allocates (Linux only): an AVIF with alpha needs 16 bytes a
+    pixel, interlaced PNG and progressive JPEG up to 8, others little.
     """
 
     def __init__(
@@ -636,10 +638,18 @@ class ImagePool:
         await self._call(_run_in_child, self._memory_bytes, _warm_up)
 
     async def _replace_child(self) -> None:
+        """As many warm-ups at once as there should be free children: one of them gets a new one."""
         if self._is_closed:
             return
-        # Should that fail, the next call tries again.
-        with CancelScope(shield=True), suppress(BrokenWorkerProcess, OSError):
+        free = self._processes - self._places.borrowed_tokens
+        with CancelScope(shield=True):
+            async with anyio.create_task_group() as tasks:
+                for _ in range(1 + int(free)):
+                    tasks.start_soon(self._try_to_spawn)
+
+    async def _try_to_spawn(self) -> None:
+        # Should it fail, the next call tries again.
+        with suppress(BrokenWorkerProcess, OSError):
             await self._spawn()
 
     async def _end_child(self) -> None:

@@ -25,6 +25,7 @@ from app.delivery.transformations import THUMBNAIL_BOX_PX
 from app.errors import ApiError, JsonResponse, install_error_handlers
 from app.extensions.models import runs
 from app.extensions.tagger import Tagger, open_tagger
+from app.files import openapi
 from app.files.library import MediaLibrary
 from app.files.routes import router as files_router
 from app.files.routes import upload_router
@@ -75,6 +76,7 @@ async def open_resources(
     """
     async with contextlib.AsyncExitStack() as stack:
         url = settings.sqlalchemy_url
+        settings.data_dir.mkdir(parents=True, exist_ok=True)
         if is_sqlite(url):
             stack.callback(ProcessLock(url).release)
         require_current(url)
@@ -176,6 +178,8 @@ def create_app(resources: Resources) -> ASGIApp:
     app.include_router(files_router)
     _add_health(app, resources)
     app.include_router(delivery_router)
+    generate = app.openapi
+    app.openapi = lambda: openapi.complete(generate())  # type: ignore[method-assign]
     return RequestLog(RefusedBodies(TrailingSlash(UploadCors(app))))
 
 

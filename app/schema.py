@@ -1,10 +1,13 @@
 """Brings the database's schema up to date, and says whether it is."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from sqlalchemy.exc import OperationalError
 
 from alembic import command
 from app.db import migration_engine
@@ -15,7 +18,17 @@ MIGRATIONS = Path(__file__).resolve().parent.parent / "alembic"
 
 def upgrade(url: str) -> None:
     """Safe to run from several processes at once, and again."""
-    command.upgrade(migration_config(url), "head")
+    with _connection_errors():
+        command.upgrade(migration_config(url), "head")
+
+
+@contextmanager
+def _connection_errors() -> Iterator[None]:
+    try:
+        yield
+    except OperationalError as error:
+        reason = str(error.orig).strip().splitlines()[0]
+        raise SettingsError(f"LOUPE_DATABASE_URL: the database failed: {reason}") from None
 
 
 def migration_config(url: str) -> Config:
@@ -28,7 +41,7 @@ def migration_config(url: str) -> Config:
 def require_current(url: str) -> None:
     """Raises SettingsError when the schema is not the one that this code knows."""
     engine = migration_engine(url)
-    with engine.connect() as connection:
+    with _connection_errors(), engine.connect() as connection:
         found = MigrationContext.configure(connection).get_current_revision()
     engine.dispose()
     wanted = ScriptDirectory.from_config(migration_config(url)).get_current_head()

@@ -21,6 +21,8 @@ from pydantic import (
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 ENV_PREFIX = "LOUPE_"
+# The first parts of the API's own paths.
+RESERVED_IDS = frozenset({"api", "docs", "healthz", "metrics", "readyz", "redoc", "v1"})
 DEVELOPMENT_PRIVATE_KEY = "private_loupe_development"
 DEVELOPMENT_PUBLIC_KEY = "public_loupe_development"
 
@@ -77,6 +79,13 @@ class Settings(BaseSettings):
         tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)], ...], *CommaSeparated
     ] = Field((0, 5, 30, 120, 600, 1800, 3600), min_length=1)
     webhook_on: WebhookOn = WebhookOn.PENDING
+
+    @field_validator("imagekit_id")
+    @classmethod
+    def _imagekit_id_is_free(cls, value: str) -> str:
+        if value in RESERVED_IDS:
+            raise ValueError(f"should not be one of: {', '.join(sorted(RESERVED_IDS))}")
+        return value
 
     @field_validator("public_url")
     @classmethod
@@ -181,7 +190,10 @@ def _first_sentence(settings_class: type[BaseSettings], error: ValidationError) 
     message = first["msg"].removeprefix("Value error, ").rstrip(".")
     if not first["loc"]:
         return f"{message}."
-    return f"{env_name(settings_class, str(first['loc'][0]))}: {message}."
+    name = env_name(settings_class, str(first["loc"][0]))
+    if message.startswith(name):
+        return f"{message}."
+    return f"{name}: {message[:1].lower()}{message[1:]}."
 
 
 def env_name(settings_class: type[BaseSettings], field: str) -> str:

@@ -1,8 +1,10 @@
 """Fixtures that everything shares: databases, and servers on them."""
 
+import asyncio
 import os
 import shutil
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -45,14 +47,22 @@ def event_loop_thread() -> Iterator[EventLoop]:
 def shared_images(event_loop_thread: EventLoop) -> Iterator[ImagePool]:
     """One pool of children for all servers: starting them takes longer than most tests."""
 
-    async def start() -> ImagePool:
-        images = ImagePool()
-        await images.start()
-        return images
+    images = ImagePool()
+    started = threading.Event()
+    over = asyncio.Event()
 
-    images = event_loop_thread.run(start())
+    async def keep_open() -> None:
+        # The children end with the task in which the first of them was started.
+        await images.start()
+        started.set()
+        await over.wait()
+        await images.close()
+
+    keeping = asyncio.run_coroutine_threadsafe(keep_open(), event_loop_thread.loop)
+    assert started.wait(60)
     yield images
-    event_loop_thread.run(images.close())
+    event_loop_thread.loop.call_soon_threadsafe(over.set)
+    keeping.result(60)
 
 
 @pytest.fixture(scope="session")

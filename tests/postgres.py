@@ -6,7 +6,7 @@ import shutil
 import socket
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -79,7 +79,7 @@ def _serve(binaries: Path, directory: Path, user: str | None) -> Iterator[Postgr
         f"-c port={port} -c listen_addresses=127.0.0.1 -c unix_socket_directories='' "
         "-c fsync=off -c full_page_writes=off -c max_connections=400"
     )
-    control = [binaries / "pg_ctl", "-D", cluster, "-w", "-l", directory / "log"]
+    control: list[Path | str] = [binaries / "pg_ctl", "-D", cluster, "-w", "-l", directory / "log"]
     _run([*control, "-o", options, "start"], user)
     try:
         yield Postgres(make_url(f"postgresql+psycopg://loupe@127.0.0.1:{port}/postgres"))
@@ -99,7 +99,7 @@ def _account() -> pwd.struct_passwd | None:
     raise RuntimeError("no account to run PostgreSQL as")
 
 
-def _run(command: list[Path | str], user: str | None) -> None:
+def _run(command: Sequence[Path | str], user: str | None) -> None:
     subprocess.run(
         command,
         check=True,

@@ -514,13 +514,18 @@ def test_a_child_that_takes_too_long_is_killed_and_replaced(tmp_path: Path) -> N
 def test_a_child_that_crashes_is_replaced(tmp_path: Path) -> None:
     path = tmp_path / "picture"
     path.write_bytes(pictures.png())
+    others = own_children()
 
     async def work(pool: ImagePool) -> None:
+        before = own_children() - others
         with pytest.raises(ImageUnreadable, match="crash"):
             await ask_child(pool, os.abort)
+        after = own_children() - others
+        assert len(after) == 2
+        assert len(after & before) == 1
         assert (await pool.provider_copy(path)).width_px == 240
 
-    run_with_pool(work)
+    run_with_pool(work, processes=2)
 
 
 def test_a_cancelled_call_kills_its_child_and_the_pool_lives_on(tmp_path: Path) -> None:

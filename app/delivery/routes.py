@@ -8,6 +8,7 @@ from urllib.parse import quote, unquote_to_bytes
 
 from fastapi import APIRouter, Request
 from sqlalchemy import Row
+from starlette.exceptions import HTTPException
 from starlette.responses import Response, StreamingResponse
 
 from app.db import Database
@@ -63,11 +64,11 @@ class Delivery:
     imagekit_id: str
 
     async def respond(self, request: Request) -> Response:
-        """Raises NotDelivered, SignatureRequired, BadRequest."""
+        """Raises NotDelivered, SignatureRequired, BadRequest; HTTPException (404) elsewhere."""
         raw_path = request.scope["raw_path"].decode("latin-1")
         prefix = f"/{self.imagekit_id}/"
         if not raw_path.startswith(prefix):
-            raise NotDelivered
+            raise HTTPException(404)
         raw_path = raw_path[len(prefix) :]
         query = request.scope["query_string"].decode("latin-1")
         target = parse_target(_decoded(raw_path), query)

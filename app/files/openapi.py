@@ -14,6 +14,7 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
 _NOT_FOUND: dict[int | str, dict[str, Any]] = {
     404: {"model": ErrorBody, "description": "No such file."}
 }
+_REFERENCE = "#/components/schemas/{model}"
 _BASIC: list[dict[str, list[str]]] = [{"privateKey": []}]
 
 UPLOADED: dict[str, Any] = {
@@ -59,12 +60,28 @@ DETAILED: dict[str, Any] = {
 }
 
 
+def complete(schema: dict[str, Any]) -> dict[str, Any]:
+    """Adds what the streamed bodies refer to, and how to authenticate."""
+    components = schema.setdefault("components", {})
+    for model in (UploadFields, UpdateRequest):
+        definitions = model.model_json_schema(ref_template=_REFERENCE).get("$defs", {})
+        components.setdefault("schemas", {}).update(definitions)
+    components["securitySchemes"] = {
+        "privateKey": {
+            "type": "http",
+            "scheme": "basic",
+            "description": "The private key as the user name; any password.",
+        }
+    }
+    return schema
+
+
 def _answer(model: Any, example: Any, errors: dict[int | str, Any]) -> dict[int | str, Any]:
     return {200: {"model": model, "content": {"application/json": {"example": example}}}, **errors}
 
 
 def _upload_body() -> dict[str, Any]:
-    schema = UploadFields.model_json_schema(ref_template="#/components/schemas/{model}")
+    schema = UploadFields.model_json_schema(ref_template=_REFERENCE)
     schema.pop("$defs", None)
     schema["properties"]["extensions"] = {
         "type": "string",
@@ -84,7 +101,7 @@ def _upload_body() -> dict[str, Any]:
 
 
 def _json_body(model: Any) -> dict[str, Any]:
-    schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
+    schema = model.model_json_schema(ref_template=_REFERENCE)
     schema.pop("$defs", None)
     return {"required": True, "content": {"application/json": {"schema": schema}}}
 

@@ -138,6 +138,14 @@ def settle(
     return read_version(tx, version_id), statuses
 
 
+def _expired(run: Row[Any]) -> Failed:
+    """Nobody could take it before its deadline."""
+    return Failed(
+        Reason(run.reason or Reason.UNAVAILABLE),
+        run.last_error or "The extension could not be run in time.",
+    )
+
+
 @dataclass(slots=True)
 class _Call:
     run: Row[Any]
@@ -299,6 +307,9 @@ class FileTagging:
     async def run_due(self, run: Row[Any]) -> None:
         """One more attempt at a run that was left pending."""
         try:
+            if run.expires_at < self._db.clock.now():
+                await self._record(run, _expired(run))
+                return
             version = await self._db.read(read_version, run.version_id)
             if version is None:
                 return  # the transaction that removed it has ended the run

@@ -113,6 +113,21 @@ def record_attempt(
     )
 
 
+def is_expired(delivery: Row[Any], now: datetime) -> bool:
+    """True when no further attempt may start, because nobody could make it in time."""
+    first = delivery.first_attempt_at
+    return first is not None and (now - first).total_seconds() > DEADLINE_SECONDS
+
+
+def give_up(tx: Tx, delivery_id: str, attempt: int) -> None:
+    """Ends an expired delivery without another attempt."""
+    tx.execute(
+        update(deliveries)
+        .where(jobs.is_held(deliveries, delivery_id, attempt))
+        .values(jobs.unleased(status=DEAD, finished_at=tx.clock.now()))
+    )
+
+
 def _after_attempt(
     tx: Tx,
     delivery: Row[Any],

@@ -10,7 +10,7 @@ from sqlalchemy import Row
 
 from app.db import Database
 from app.outbound import Outbound, OutboundError, WebhookReply
-from app.webhooks.deliveries import claim_deliveries, record_attempt
+from app.webhooks.deliveries import claim_deliveries, give_up, is_expired, record_attempt
 from app.webhooks.signing import signature_headers
 
 log = structlog.get_logger(__name__)
@@ -58,6 +58,9 @@ class WebhookSender:
 
     async def _attempt(self, delivery: Row[Any]) -> None:
         started_at, started = self._db.clock.now(), monotonic()
+        if is_expired(delivery, started_at):
+            await self._db.write(give_up, delivery.id, delivery.attempts)
+            return
         reply, error = await self._post(delivery)
         elapsed_ms = round((monotonic() - started) * 1000)
         status_code = reply.status_code if reply else None

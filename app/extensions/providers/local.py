@@ -35,6 +35,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from app.extensions.provider import CallLimits, Label, Provider, ProviderError, Reason
 from app.extensions.schemas import EXTENSIONS
 from app.images import ImagePool, ImageUnreadable, PixelMeasures, ProviderCopy
+from app.settings import load_settings
 
 MAX_DELAY_SECONDS = 3600.0
 
@@ -134,7 +135,7 @@ class Local:
     settings_class: ClassVar[type[BaseSettings]] = LocalSettings
 
     def __init__(self, extension: str, limits: CallLimits, images: ImagePool) -> None:
-        settings = LocalSettings()
+        settings = load_settings(LocalSettings)
         self._delay_seconds = settings.delay_for(extension)
         self._fault = settings.fault_for(extension)
         self._images = images

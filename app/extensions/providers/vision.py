@@ -51,6 +51,7 @@ from app.extensions.provider import (
     Reason,
 )
 from app.images import ImagePool, ProviderCopy
+from app.settings import load_settings
 
 _log = structlog.get_logger(__name__)
 
@@ -121,7 +122,7 @@ class Vision:
     _client: ImageAnnotatorAsyncClient
 
     def __init__(self, extension: str, limits: CallLimits, images: ImagePool) -> None:
-        self._settings = VisionSettings()
+        self._settings = load_settings(VisionSettings)
         self._limits = limits
         self._channel: grpc.aio.Channel | None = None
 

@@ -13,6 +13,7 @@ from app.extensions.provider import CallLimits, Label, ProviderError, Reason
 from app.extensions.providers.local import FAULTS, PROVIDER, Local, LocalSettings
 from app.extensions.schemas import AWS, GOOGLE
 from app.images import ImagePool, ProviderCopy
+from app.settings import SettingsError
 from tests import pictures
 
 LIMITS = CallLimits(timeout_seconds=10, concurrency=4)
@@ -286,7 +287,7 @@ def test_a_wrong_setting_stops_the_provider_from_being_made(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("LOUPE_LOCAL_FAULT", "explode")
-    with pytest.raises(ValueError, match="explode"):
+    with pytest.raises(SettingsError, match="explode"):
         PROVIDER(AWS, LIMITS, ImagePool())
 
 
