@@ -87,7 +87,7 @@ def renew_leases(tx: Tx, tables: Sequence[Table], owner: str) -> None:
     for table in tables:
         tx.execute(
             update(table)
-            .where(table.c.lease_owner == owner, table.c.status == PENDING)
+            .where(table.c.lease_owner == owner)
             .values(lease_until=tx.now(LEASE_SECONDS))
         )
 
@@ -96,7 +96,7 @@ def release_leases(tx: Tx, tables: Sequence[Table], owner: str | None = None) ->
     """Gives back what `owner` holds; without an owner, whatever anyone holds."""
     for table in tables:
         held = table.c.lease_owner.is_not(None) if owner is None else table.c.lease_owner == owner
-        tx.execute(update(table).where(held, table.c.status == PENDING).values(unleased()))
+        tx.execute(update(table).where(held).values(unleased()))
 
 
 def seconds_to_next_due(tx: Tx, table: Table) -> float | None:

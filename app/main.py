@@ -23,7 +23,7 @@ from app.delivery.routes import router as delivery_router
 from app.delivery.thumbnails import Thumbnails
 from app.delivery.transformations import THUMBNAIL_BOX_PX
 from app.errors import ApiError, JsonResponse, install_error_handlers
-from app.extensions.models import runs
+from app.extensions.models import answers, runs
 from app.extensions.tagger import Tagger, open_tagger
 from app.files import openapi
 from app.files.library import MediaLibrary
@@ -48,7 +48,7 @@ from app.webhooks.sender import WebhookSender
 log = structlog.get_logger(__name__)
 
 ABANDONED_SECONDS = 3600.0
-_LEASED = (runs, deliveries)
+_LEASED = (runs, deliveries, answers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +94,7 @@ async def open_resources(
             images = ImagePool(max_pixels=settings.max_pixels)
             stack.push_async_callback(images.close)
             await images.start()
-        tagger = await open_tagger(settings, images)
+        tagger = await open_tagger(settings, images, db, owner)
         stack.push_async_callback(tagger.close)
         guard = AddressGuard(settings.webhook_allow_cidrs)
         outbound = await stack.enter_async_context(Outbound(guard))

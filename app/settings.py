@@ -41,6 +41,13 @@ class WebhookOn(StrEnum):
     ALL = "all"
 
 
+class BudgetExhausted(StrEnum):
+    """What becomes of runs beyond the monthly cap: wait for the next month, or fail at once."""
+
+    PENDING = "pending"
+    FAILED = "failed"
+
+
 def _split(value: Any) -> Any:
     if isinstance(value, str):
         return tuple(item.strip() for item in value.split(",") if item.strip())
@@ -73,6 +80,12 @@ class Settings(BaseSettings):
     provider_concurrency: int = Field(16, ge=1, le=1000)
     google_auto_tagging: str = "vision"
     aws_auto_tagging: str = "rekognition"
+    result_ttl_days: float = Field(30, ge=0, le=3650, allow_inf_nan=False)
+    google_monthly_calls: int = Field(0, ge=0)
+    aws_monthly_calls: int = Field(0, ge=0)
+    budget_exhausted: BudgetExhausted = BudgetExhausted.PENDING
+    google_calls_per_second: float = Field(0, ge=0, allow_inf_nan=False)
+    aws_calls_per_second: float = Field(0, ge=0, allow_inf_nan=False)
     webhook_secret: SecretStr | None = None
     webhook_allow_cidrs: Annotated[tuple[Network, ...], *CommaSeparated] = ()
     webhook_schedule: Annotated[

@@ -1,11 +1,12 @@
 """An extension run: one extension of one request, on one version of a file."""
 
-from datetime import datetime
+from datetime import date, datetime
+from typing import Any
 
 from sqlalchemy import Index, Table, Text, UniqueConstraint, text
 from sqlalchemy.orm import Mapped, mapped_column
 
-from app.db import Base, UtcDateTime
+from app.db import Base, UtcDateTime, json_column
 from app.jobs import Leased
 
 SUCCESS = "success"
@@ -59,4 +60,54 @@ class ExtensionRun(Leased, Base):
     finished_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
 
 
+class ProviderAnswer(Base):
+    """A provider's whole answer to a picture, or the claim of whoever is asking for it now.
+
+    key: provider, answer version and sha256 of the bytes sent. labels: pairs of name and
+    confidence; null while the call is under way, and then the lease says for how long.
+    """
+
+    __tablename__ = "provider_answers"
+
+    key: Mapped[str] = mapped_column(Text, primary_key=True)
+    labels: Mapped[list[list[Any]] | None] = mapped_column(json_column())
+    model_version: Mapped[str | None] = mapped_column(Text)
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    expires_at: Mapped[datetime | None] = mapped_column(UtcDateTime, index=True)
+    lease_until: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    lease_owner: Mapped[str | None] = mapped_column(Text, index=True)
+
+
+class ProviderState(Base):
+    """What all replicas know of the provider behind an extension.
+
+    opened_until: while the breaker is open, when the next probe may be made. opened_for: the
+    reason of the failure that opened it. next_call_at: what the rate allows.
+    """
+
+    __tablename__ = "provider_states"
+
+    extension: Mapped[str] = mapped_column(Text, primary_key=True)
+    failures_in_row: Mapped[int]
+    cooldown_seconds: Mapped[float]
+    opened_until: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    opened_for: Mapped[str | None] = mapped_column(Text)
+    next_call_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+
+
+class ExtensionUsage(Base):
+    """Counts of one UTC day. refused: calls that the monthly cap held back."""
+
+    __tablename__ = "extension_usage"
+
+    extension: Mapped[str] = mapped_column(Text, primary_key=True)
+    day: Mapped[date] = mapped_column(primary_key=True)
+    calls: Mapped[int]
+    reused: Mapped[int]
+    refused: Mapped[int]
+
+
+answers: Table = ProviderAnswer.__table__  # type: ignore[assignment]
+provider_states: Table = ProviderState.__table__  # type: ignore[assignment]
+usage: Table = ExtensionUsage.__table__  # type: ignore[assignment]
 runs: Table = ExtensionRun.__table__  # type: ignore[assignment]

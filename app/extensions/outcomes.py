@@ -36,4 +36,19 @@ class TryAgain:
     elapsed_ms: int | None = None
 
 
-Outcome = Succeeded | Failed | TryAgain
+@dataclass(frozen=True, slots=True)
+class NotNow:
+    """No call was made, so it does not count as an attempt.
+
+    extends_deadline: the wait does not count against the run's deadline either.
+    """
+
+    seconds: float
+    reason: Reason
+    message: str
+    extends_deadline: bool = False
+    provider: str | None = None
+    elapsed_ms: int | None = None
+
+
+Outcome = Succeeded | Failed | TryAgain | NotNow

@@ -17,6 +17,14 @@ class Label:
     confidence: float
 
 
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A provider's whole answer. model_version: as the vendor names it, if it does."""
+
+    labels: list[Label]
+    model_version: str | None = None
+
+
 class Reason(enum.StrEnum):
     """Why a run has not succeeded. Stable: users match on these."""
 
@@ -35,6 +43,8 @@ class Reason(enum.StrEnum):
     IMAGE_UNREADABLE = "image_unreadable"
     FILE_DELETED = "file_deleted"
     FILE_REPLACED = "file_replaced"
+    # Waits for the next month, or final at once: `LOUPE_BUDGET_EXHAUSTED`.
+    BUDGET = "budget"
 
 
 RETRYABLE = frozenset({Reason.TIMEOUT, Reason.UNAVAILABLE, Reason.THROTTLED, Reason.BAD_REPLY})
@@ -44,16 +54,23 @@ class ProviderError(Exception):
     """A call that brought no labels.
 
     message: one sentence that users may read: no secret, no address of ours.
-    retry_after_seconds: what the vendor asked for, if it did.
+    retry_after_seconds: what the vendor asked for, if it did. was_sent: False when the vendor
+    certainly never got the request.
     """
 
     def __init__(
-        self, reason: Reason, message: str, *, retry_after_seconds: float | None = None
+        self,
+        reason: Reason,
+        message: str,
+        *,
+        retry_after_seconds: float | None = None,
+        was_sent: bool = True,
     ) -> None:
         super().__init__(message)
         self.reason = reason
         self.message = message
         self.retry_after_seconds = retry_after_seconds
+        self.was_sent = was_sent
 
     @property
     def retryable(self) -> bool:
@@ -75,10 +92,12 @@ class CallLimits:
 class Provider(Protocol):
     """One file in `providers/` holds one of these and names its class `PROVIDER`.
 
-    ANSWER_VERSION goes up when the same reply of the vendor would be read differently.
+    ANSWER_VERSION goes up when the same reply of the vendor would be read differently. is_billed:
+    calls cost money or time elsewhere, so answers are kept, and caps and the breaker hold.
     """
 
     name: ClassVar[str]
+    is_billed: ClassVar[bool]
     ANSWER_VERSION: ClassVar[int]
     settings_class: ClassVar[type[BaseSettings]]
 
@@ -88,7 +107,7 @@ class Provider(Protocol):
     async def open(self) -> None:
         """Makes and connects the client. Raises NotConfigured."""
 
-    async def detect_labels(self, image: ProviderCopy) -> list[Label]:
+    async def detect_labels(self, image: ProviderCopy) -> Answer:
         """All labels the vendor has for the picture, in any order. Raises ProviderError."""
 
     async def close(self) -> None: ...

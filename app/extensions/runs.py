@@ -1,14 +1,16 @@
 """Transactions on extension runs: born, claimed, finished. The rules of retrying live here."""
 
 from collections.abc import Sequence
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import Row, Select, func, insert, select, update
 
 from app import jobs
 from app.db import Tx
+from app.extensions.calls import callable_now
 from app.extensions.models import FAILED, SUCCESS, runs
-from app.extensions.outcomes import Failed, Outcome, Succeeded, TryAgain
+from app.extensions.outcomes import Failed, NotNow, Outcome, Succeeded, TryAgain
 from app.extensions.provider import Reason
 from app.extensions.schemas import AutoTagging
 from app.ids import new_id
@@ -74,7 +76,7 @@ def claim_runs(tx: Tx, owner: str, limits: dict[str, int]) -> list[Row[Any]]:
     """Due runs, at most so many of each extension. Taken over, so their end gets a webhook."""
     return [
         row
-        for extension, limit in limits.items()
+        for extension, limit in callable_now(tx, limits).items()
         if limit > 0
         for row in jobs.claim(tx, runs, owner, limit, runs.c.extension == extension, announced=True)
     ]
@@ -91,19 +93,49 @@ def finish_run(tx: Tx, run_id: str, attempt: int, outcome: Outcome) -> Row[Any] 
     ).one_or_none()
     if run is None:
         return None
-    if isinstance(outcome, TryAgain):
-        outcome = _give_up_or_wait(tx, run, outcome)
-    if isinstance(outcome, TryAgain):
+    if isinstance(outcome, NotNow):
+        outcome = _wait(tx, run, outcome)
+    elif isinstance(outcome, TryAgain):
+        outcome = _give_up_or_retry(tx, run, outcome)
+    if isinstance(outcome, TryAgain | NotNow):
         return None
     return _end(tx, run.id, outcome)
 
 
-def _give_up_or_wait(tx: Tx, run: Row[Any], outcome: TryAgain) -> Outcome:
+def _wait(tx: Tx, run: Row[Any], outcome: NotNow) -> Outcome:
+    """Puts the run off as if it had not been taken: no call was made."""
+    due_at, expires_at = _due_and_deadline(tx, run.id, outcome.seconds)
+    if outcome.extends_deadline:
+        expires_at += timedelta(seconds=outcome.seconds)
+    elif due_at > expires_at:
+        return Failed(outcome.reason, outcome.message, outcome.provider, outcome.elapsed_ms)
+    tx.execute(
+        update(runs)
+        .where(runs.c.id == run.id)
+        .values(
+            jobs.unleased(
+                due_at=due_at,
+                expires_at=expires_at,
+                attempts=run.attempts - 1,
+                reason=outcome.reason,
+                last_error=outcome.message,
+            )
+        )
+    )
+    return outcome
+
+
+def _due_and_deadline(tx: Tx, run_id: str, delay_seconds: float) -> tuple[datetime, datetime]:
+    row = tx.execute(
+        select(tx.now(delay_seconds), runs.c.expires_at).where(runs.c.id == run_id)
+    ).one()
+    return row[0], row[1]
+
+
+def _give_up_or_retry(tx: Tx, run: Row[Any], outcome: TryAgain) -> Outcome:
     garbled = run.garbled_replies + 1 if outcome.reason is Reason.BAD_REPLY else 0
     delay = max(jobs.backoff_seconds(run.attempts), outcome.retry_after_seconds or 0)
-    due_at, expires_at = tx.execute(
-        select(tx.now(delay), runs.c.expires_at).where(runs.c.id == run.id)
-    ).one()
+    due_at, expires_at = _due_and_deadline(tx, run.id, delay)
     if garbled >= MAX_GARBLED_REPLIES or due_at > expires_at:
         return Failed(outcome.reason, outcome.message, outcome.provider, outcome.elapsed_ms)
     tx.execute(

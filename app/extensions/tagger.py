@@ -7,10 +7,23 @@ from dataclasses import dataclass
 
 import structlog
 
-from app.extensions.outcomes import Failed, Outcome, Succeeded, TryAgain
+from app.db import Database
+from app.extensions.calls import (
+    HELD_RETRY_SECONDS,
+    CallPolicy,
+    Granted,
+    Held,
+    TooSoon,
+    admit,
+    record_answer,
+    record_failure,
+    reuse_answer,
+    stored_answer,
+)
+from app.extensions.outcomes import Failed, NotNow, Outcome, Succeeded, TryAgain
 from app.extensions.provider import (
+    Answer,
     CallLimits,
-    Label,
     NotConfigured,
     Provider,
     ProviderError,
@@ -25,6 +38,7 @@ from app.settings import Settings, SettingsError
 log = structlog.get_logger(__name__)
 
 OFF = "off"
+LONGEST_WAIT_SECONDS = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,77 +58,159 @@ class Unavailable:
     message: str
 
 
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """What stands behind one extension. slots: calls in flight from this process."""
+
+    provider: Provider
+    policy: CallPolicy
+    slots: asyncio.Semaphore
+
+
 class Tagger:
     """Labels a picture for an extension. Opened once per process."""
 
-    def __init__(self, providers: dict[str, Provider | Unavailable], limits: CallLimits) -> None:
-        self._providers = providers
+    def __init__(
+        self,
+        db: Database,
+        backends: dict[str, Backend | Unavailable],
+        limits: CallLimits,
+        owner: str,
+    ) -> None:
+        self._db = db
+        self._backends = backends
         self._limits = limits
-        self._slots = {e: asyncio.Semaphore(limits.concurrency) for e in providers}
+        self._owner = owner
         # Background work leaves the other half to requests.
         self.background_slots = max(1, limits.concurrency // 2)
 
     @property
     def extensions(self) -> list[str]:
-        return list(self._providers)
+        return list(self._backends)
 
     def provider_names(self) -> dict[str, str]:
         """Which provider really answers for each extension, or why none does."""
         return {
-            extension: str(provider.reason) if isinstance(provider, Unavailable) else provider.name
-            for extension, provider in self._providers.items()
+            extension: str(backend.reason)
+            if isinstance(backend, Unavailable)
+            else backend.provider.name
+            for extension, backend in self._backends.items()
         }
 
     async def attempt(
         self,
         request: TaggingRequest,
         picture: Callable[[], Awaitable[ProviderCopy]],
+        *,
+        can_wait: bool = False,
         on_start: Callable[[], None] = lambda: None,
     ) -> Outcome:
         """One attempt, all its failures told as an outcome.
 
-        picture: gives the provider copy; shared by the runs of one request.
-        on_start: called when a slot is free and the call itself begins.
+        picture: gives the provider copy; shared by the runs of one request. can_wait: somebody
+        ends the wait for another's call, or for the rate, when it takes too long. on_start: called
+        when a slot is free and the call itself begins.
         """
-        provider = self._providers[request.extension]
-        if isinstance(provider, Unavailable):
-            return Failed(provider.reason, provider.message)
+        backend = self._backends[request.extension]
+        if isinstance(backend, Unavailable):
+            return Failed(backend.reason, backend.message)
         try:
             image = await picture()
         except ImageUnreadable as error:
             return Failed(Reason.IMAGE_UNREADABLE, f"The image cannot be read: {error}")
-        async with self._slots[request.extension]:
+        while True:
+            outcome = await self._try(backend, request, image, on_start)
+            if isinstance(outcome, TooSoon | Held):
+                seconds = outcome.seconds if isinstance(outcome, TooSoon) else HELD_RETRY_SECONDS
+                if not can_wait:
+                    return NotNow(seconds, Reason.UNAVAILABLE, "The run waits for its turn.")
+                await asyncio.sleep(min(seconds, LONGEST_WAIT_SECONDS))
+                continue
+            return outcome
+
+    async def _try(
+        self,
+        backend: Backend,
+        request: TaggingRequest,
+        image: ProviderCopy,
+        on_start: Callable[[], None],
+    ) -> Outcome | TooSoon | Held:
+        """The stored answer if there is one, else a call if one may be made now."""
+        if not backend.provider.is_billed:
+            async with backend.slots:
+                on_start()
+                return await self._call(backend, request, image)
+        key = backend.policy.key(image.jpeg)
+        known = await self._stored(backend, key)
+        if known is not None:
+            return _succeeded(request, known, backend.provider.name, 0)
+        async with backend.slots:
+            admission = await self._db.write(admit, backend.policy, key, self._owner)
+            if isinstance(admission, Answer):
+                return _succeeded(request, admission, backend.provider.name, 0)
+            if not isinstance(admission, Granted):
+                return admission
             on_start()
-            return await self._call(provider, request, image)
+            return await self._billed_call(backend, request, image, key, admission)
+
+    async def _stored(self, backend: Backend, key: str) -> Answer | None:
+        """Looked up before a slot is taken, so that a provider that hangs delays no reuse."""
+        if not backend.policy.keep_seconds:
+            return None
+        return await self._db.read(stored_answer, key) and await self._db.write(
+            reuse_answer, backend.policy, key
+        )
+
+    async def _billed_call(
+        self,
+        backend: Backend,
+        request: TaggingRequest,
+        image: ProviderCopy,
+        key: str,
+        granted: Granted,
+    ) -> Outcome:
+        """The call and the record of it; shielded, since a call that is paid for is kept."""
+        error: ProviderError | None = None
+        policy, owner = backend.policy, self._owner
+        started = time.monotonic()
+        try:
+            answer = await self._detect(backend.provider, image)
+        except ProviderError as failure:
+            error = failure
+        except asyncio.CancelledError:
+            await self._db.write(record_failure, policy, key, owner, granted, None)
+            raise
+        elapsed_ms = _elapsed_ms(started)
+        if error is not None:
+            await self._db.write(record_failure, policy, key, owner, granted, error)
+            return self._unsuccessful(backend, error, elapsed_ms)
+        await self._db.write(record_answer, policy, key, owner, answer)
+        return _succeeded(request, answer, backend.provider.name, elapsed_ms)
 
     async def _call(
-        self, provider: Provider, request: TaggingRequest, image: ProviderCopy
+        self, backend: Backend, request: TaggingRequest, image: ProviderCopy
     ) -> Outcome:
         started = time.monotonic()
-
-        def elapsed_ms() -> int:
-            return round((time.monotonic() - started) * 1000)
-
         try:
-            labels = await self._detect(provider, image)
+            answer = await self._detect(backend.provider, image)
         except ProviderError as error:
-            log.warning(
-                "provider call failed",
-                extension=request.extension,
-                provider=provider.name,
-                reason=error.reason,
-                elapsed_ms=elapsed_ms(),
-            )
-            return _unsuccessful(error, provider.name, elapsed_ms())
-        tags = select_tags(
-            labels,
-            source=request.extension,
-            min_confidence=request.min_confidence,
-            max_tags=request.max_tags,
-        )
-        return Succeeded(tags, provider.name, elapsed_ms())
+            return self._unsuccessful(backend, error, _elapsed_ms(started))
+        return _succeeded(request, answer, backend.provider.name, _elapsed_ms(started))
 
-    async def _detect(self, provider: Provider, image: ProviderCopy) -> list[Label]:
+    def _unsuccessful(self, backend: Backend, error: ProviderError, elapsed_ms: int) -> Outcome:
+        name = backend.provider.name
+        log.warning(
+            "provider call failed",
+            extension=backend.policy.extension,
+            provider=name,
+            reason=error.reason,
+            elapsed_ms=elapsed_ms,
+        )
+        if not error.retryable:
+            return Failed(error.reason, error.message, name, elapsed_ms)
+        return TryAgain(error.reason, error.message, error.retry_after_seconds, name, elapsed_ms)
+
+    async def _detect(self, provider: Provider, image: ProviderCopy) -> Answer:
         try:
             async with asyncio.timeout(self._limits.timeout_seconds):
                 return await provider.detect_labels(image)
@@ -127,41 +223,77 @@ class Tagger:
             raise ProviderError(Reason.BAD_REPLY, "The provider's reply is unreadable.") from error
 
     async def close(self) -> None:
-        for provider in self._providers.values():
-            if not isinstance(provider, Unavailable):
-                await provider.close()
+        for backend in self._backends.values():
+            if not isinstance(backend, Unavailable):
+                await backend.provider.close()
 
 
-def _unsuccessful(error: ProviderError, provider: str, elapsed_ms: int) -> Outcome:
-    if not error.retryable:
-        return Failed(error.reason, error.message, provider, elapsed_ms)
-    return TryAgain(error.reason, error.message, error.retry_after_seconds, provider, elapsed_ms)
+def _elapsed_ms(started: float) -> int:
+    return round((time.monotonic() - started) * 1000)
 
 
-async def open_tagger(settings: Settings, images: ImagePool) -> Tagger:
+def _succeeded(
+    request: TaggingRequest, answer: Answer, provider: str, elapsed_ms: int
+) -> Succeeded:
+    tags = select_tags(
+        answer.labels,
+        source=request.extension,
+        min_confidence=request.min_confidence,
+        max_tags=request.max_tags,
+    )
+    return Succeeded(tags, provider, elapsed_ms)
+
+
+async def open_tagger(settings: Settings, images: ImagePool, db: Database, owner: str) -> Tagger:
     """Opens the provider that the settings name for each extension."""
     limits = CallLimits(settings.provider_timeout_seconds, settings.provider_concurrency)
-    chosen = {
-        GOOGLE: ("LOUPE_GOOGLE_AUTO_TAGGING", settings.google_auto_tagging),
-        AWS: ("LOUPE_AWS_AUTO_TAGGING", settings.aws_auto_tagging),
-    }
     opened = await asyncio.gather(
-        *(
-            _open_provider(extension, setting, name, limits, images)
-            for extension, (setting, name) in chosen.items()
-        )
+        *(_open_backend(choice, settings, limits, images) for choice in _choices(settings))
     )
-    return Tagger(dict(zip(chosen, opened, strict=True)), limits)
+    backends = dict(zip((GOOGLE, AWS), opened, strict=True))
+    return Tagger(db, backends, limits, owner)
 
 
-async def _open_provider(
-    extension: str, setting: str, name: str, limits: CallLimits, images: ImagePool
-) -> Provider | Unavailable:
+@dataclass(frozen=True, slots=True)
+class _Choice:
+    """What the settings say of one extension."""
+
+    extension: str
+    setting: str
+    provider: str
+    monthly_calls: int
+    calls_per_second: float
+
+
+def _choices(settings: Settings) -> list[_Choice]:
+    return [
+        _Choice(
+            GOOGLE,
+            "LOUPE_GOOGLE_AUTO_TAGGING",
+            settings.google_auto_tagging,
+            settings.google_monthly_calls,
+            settings.google_calls_per_second,
+        ),
+        _Choice(
+            AWS,
+            "LOUPE_AWS_AUTO_TAGGING",
+            settings.aws_auto_tagging,
+            settings.aws_monthly_calls,
+            settings.aws_calls_per_second,
+        ),
+    ]
+
+
+async def _open_backend(
+    choice: _Choice, settings: Settings, limits: CallLimits, images: ImagePool
+) -> Backend | Unavailable:
+    extension, name = choice.extension, choice.provider
     if name == OFF:
         return Unavailable(Reason.OFF, f"{extension} is switched off on this server.")
     known = discover()
     if name not in known:
-        raise SettingsError(f"{setting}: should be one of: {', '.join([*sorted(known), OFF])}.")
+        allowed = ", ".join([*sorted(known), OFF])
+        raise SettingsError(f"{choice.setting}: should be one of: {allowed}.")
     provider = known[name](extension, limits, images)
     try:
         await provider.open()
@@ -171,4 +303,12 @@ async def _open_provider(
             Reason.NOT_CONFIGURED, f"The provider behind {extension} is not configured."
         )
     log.info("provider ready", extension=extension, provider=name)
-    return provider
+    policy = CallPolicy(
+        extension,
+        f"{name}:{provider.ANSWER_VERSION}",
+        settings.result_ttl_days * 86400,
+        choice.monthly_calls,
+        choice.calls_per_second,
+        settings.budget_exhausted,
+    )
+    return Backend(provider, policy, asyncio.Semaphore(limits.concurrency))

@@ -218,7 +218,9 @@ class FileTagging:
         calls = []
         for run in runs:
             begun = asyncio.Event()
-            task = asyncio.create_task(self._attempt(run, version.is_image, picture, begun.set))
+            task = asyncio.create_task(
+                self._attempt(run, version.is_image, picture, can_wait=True, on_start=begun.set)
+            )
             calls.append(_Call(run, task, begun))
         return calls
 
@@ -227,13 +229,15 @@ class FileTagging:
         run: Row[Any],
         is_image: bool,
         picture: Callable[[], Awaitable[ProviderCopy]],
+        *,
+        can_wait: bool = False,
         on_start: Callable[[], None] = lambda: None,
     ) -> Outcome:
         if not is_image:
             return Failed(Reason.UNSUPPORTED_MEDIA, "The file is not an image that can be tagged.")
         wanted = TaggingRequest(run.extension, run.min_confidence, run.max_tags)
         try:
-            return await self._tagger.attempt(wanted, picture, on_start)
+            return await self._tagger.attempt(wanted, picture, can_wait=can_wait, on_start=on_start)
         except Exception as error:
             log.error("extension attempt failed", run_id=run.id, exc_info=error)
             return TryAgain(Reason.UNAVAILABLE, "The picture could not be prepared.")

@@ -32,7 +32,7 @@ import anyio
 from pydantic import field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from app.extensions.provider import CallLimits, Label, Provider, ProviderError, Reason
+from app.extensions.provider import Answer, CallLimits, Label, Provider, ProviderError, Reason
 from app.extensions.schemas import EXTENSIONS
 from app.images import ImagePool, ImageUnreadable, PixelMeasures, ProviderCopy
 from app.settings import load_settings
@@ -132,6 +132,7 @@ class Local:
 
     name: ClassVar[str] = "local"
     ANSWER_VERSION: ClassVar[int] = 1
+    is_billed: ClassVar[bool] = False
     settings_class: ClassVar[type[BaseSettings]] = LocalSettings
 
     def __init__(self, extension: str, limits: CallLimits, images: ImagePool) -> None:
@@ -143,7 +144,7 @@ class Local:
     async def open(self) -> None:
         """There is nothing to connect to: the pool is started by whoever made it."""
 
-    async def detect_labels(self, image: ProviderCopy) -> list[Label]:
+    async def detect_labels(self, image: ProviderCopy) -> Answer:
         """All labels that the picture has, best first. Raises ProviderError."""
         await anyio.sleep(self._delay_seconds)
         if self._fault is Reason.TIMEOUT:
@@ -157,7 +158,7 @@ class Local:
                 Reason.UNAVAILABLE, "The local tagger could not measure the image."
             ) from error
         labels = label_picture(image, measures)
-        return sorted(labels, key=lambda label: (-label.confidence, label.name))
+        return Answer(sorted(labels, key=lambda label: (-label.confidence, label.name)))
 
     async def close(self) -> None:
         """Nothing of its own to close."""

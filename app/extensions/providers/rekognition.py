@@ -35,6 +35,7 @@ from urllib3.exceptions import HTTPError, ReadTimeoutError
 
 from app.extensions.lookup import look_up
 from app.extensions.provider import (
+    Answer,
     CallLimits,
     Label,
     NotConfigured,
@@ -55,6 +56,7 @@ _log = structlog.get_logger(__name__)
 MAX_RESULTS = 1_000
 # Far above what was asked for. A longer list is no longer an answer, only work.
 MAX_LABELS = 10_000
+MAX_VERSION_CHARACTERS = 100
 MAX_REPLY_BYTES = 4 * 1024 * 1024
 
 CONNECT_SECONDS = 3.0
@@ -108,6 +110,8 @@ _SENTENCES = {
     Reason.IMAGE_REJECTED: "Amazon Rekognition rejected the image.",
     Reason.BAD_REPLY: "Amazon Rekognition gave a reply that cannot be read.",
 }
+# Nothing of the request can have reached the service.
+_NOT_CONNECTED = (aws.EndpointConnectionError, aws.ConnectTimeoutError)
 _NO_CREDENTIALS = (
     aws.CredentialRetrievalError,
     aws.NoAuthTokenError,
@@ -138,6 +142,7 @@ class Rekognition:
 
     name: ClassVar[str] = "rekognition"
     ANSWER_VERSION: ClassVar[int] = 1
+    is_billed: ClassVar[bool] = True
     settings_class: ClassVar[type[BaseSettings]] = RekognitionSettings
 
     _client: "RekognitionClient"
@@ -161,7 +166,7 @@ class Rekognition:
         self._opened = True
         await self._rehearse()
 
-    async def detect_labels(self, image: ProviderCopy) -> list[Label]:
+    async def detect_labels(self, image: ProviderCopy) -> Answer:
         """All labels for one image, in Rekognition's order. Raises ProviderError."""
         try:
             return await self._in_thread(
@@ -205,18 +210,19 @@ class Rekognition:
         client.meta.events.register("before-send.rekognition", send)
         return client
 
-    def _detect(self, jpeg: bytes) -> list[Label]:
+    def _detect(self, jpeg: bytes) -> Answer:
         try:
             reply: Any = self._client.detect_labels(
                 Image={"Bytes": jpeg}, MaxLabels=MAX_RESULTS, MinConfidence=0
             )
-            return _labels_in(reply)
+            return _answer_in(reply)
         except _ReplyTooLargeError as error:
             raise _failure(Reason.BAD_REPLY) from error
         except aws.ClientError as error:
             raise _failure_of_reply(error.response) from error
         except (aws.BotoCoreError, HTTPError, OSError) as error:
-            raise _failure(_reason_without_reply(error)) from error
+            was_sent = not isinstance(error, _NOT_CONNECTED)
+            raise _failure(_reason_without_reply(error), was_sent=was_sent) from error
         except _UNREADABLE as error:
             raise _failure(Reason.BAD_REPLY) from error
 
@@ -364,12 +370,16 @@ class _BoundedSend:
 # Replies
 
 
-def _labels_in(reply: Any) -> list[Label]:
+def _answer_in(reply: Any) -> Answer:
     """Raises one of _UNREADABLE."""
     labels = reply["Labels"]
     if not isinstance(labels, list):
         raise TypeError("Labels is not a list")
-    return [_label_of(label) for label in labels[:MAX_LABELS]]
+    version = reply.get("LabelModelVersion")
+    return Answer(
+        [_label_of(label) for label in labels[:MAX_LABELS]],
+        version[:MAX_VERSION_CHARACTERS] if isinstance(version, str) else None,
+    )
 
 
 def _label_of(label: Any) -> Label:
@@ -411,9 +421,14 @@ def _reason_without_reply(error: Exception) -> Reason:
     return Reason.UNAVAILABLE
 
 
-def _failure(reason: Reason, retry_after: str | None = None) -> ProviderError:
+def _failure(
+    reason: Reason, retry_after: str | None = None, *, was_sent: bool = True
+) -> ProviderError:
     return ProviderError(
-        reason, _SENTENCES[reason], retry_after_seconds=_seconds_until(retry_after)
+        reason,
+        _SENTENCES[reason],
+        retry_after_seconds=_seconds_until(retry_after),
+        was_sent=was_sent,
     )
 
 

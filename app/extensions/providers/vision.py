@@ -43,6 +43,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from app.extensions.lookup import look_up
 from app.extensions.provider import (
+    Answer,
     CallLimits,
     Label,
     NotConfigured,
@@ -117,6 +118,7 @@ class Vision:
 
     name: ClassVar[str] = "vision"
     ANSWER_VERSION: ClassVar[int] = 1
+    is_billed: ClassVar[bool] = True
     settings_class: ClassVar[type[BaseSettings]] = VisionSettings
 
     _client: ImageAnnotatorAsyncClient
@@ -137,7 +139,7 @@ class Vision:
         if self._channel is not None:
             await self._greet(self._channel)
 
-    async def detect_labels(self, image: ProviderCopy) -> list[Label]:
+    async def detect_labels(self, image: ProviderCopy) -> Answer:
         """All labels for one image, in Vision's order. Raises ProviderError."""
         try:
             reply = await self._client.batch_annotate_images(
@@ -150,7 +152,7 @@ class Vision:
         except (DecodeError, ValueError) as error:
             # Google's client reads the details of a status while it makes the exception.
             raise _failure(Reason.BAD_REPLY) from error
-        return _labels_in(reply)
+        return Answer(_labels_in(reply))
 
     async def close(self) -> None:
         if self._channel is not None:
@@ -315,7 +317,9 @@ def _failure_of_call(error: GoogleAPICallError) -> ProviderError:
     if "Received message larger than max" in text:
         # Our own limit, which gRPC reports as if the server had none of something left.
         return _failure(Reason.BAD_REPLY)
-    return _failure(_reason_of(error.grpc_status_code), error.details)
+    failure = _failure(_reason_of(error.grpc_status_code), error.details)
+    failure.was_sent = "failed to connect to all addresses" not in text
+    return failure
 
 
 def _reason_of(code: grpc.StatusCode | None) -> Reason:
