@@ -2,7 +2,9 @@
 
 import asyncio
 import os
+import time
 from collections.abc import Coroutine
+from types import FrameType
 from typing import Any
 
 import structlog
@@ -16,7 +18,7 @@ from app.db import open_database
 from app.extensions.registry import discover
 from app.keys import load_keys
 from app.logs import configure_logs
-from app.main import create_app, open_resources
+from app.main import Resources, create_app, open_resources
 from app.settings import Settings, describe, load_settings, unknown_variables
 from app.worker import work
 
@@ -67,7 +69,7 @@ def _run(work: Coroutine[Any, Any, None]) -> None:
 
 async def _serve(settings: Settings) -> None:
     async with open_resources(settings) as resources:
-        server = uvicorn.Server(server_config(create_app(resources), settings))
+        server = Server(server_config(create_app(resources), settings), resources)
         log.info(
             "serving",
             url=settings.base_url,
@@ -75,6 +77,25 @@ async def _serve(settings: Settings) -> None:
             keys=resources.keys.source,
         )
         await server.serve()
+        await resources.drain(settings.shutdown_seconds - server.seconds_since_exit())
+
+
+class Server(uvicorn.Server):
+    """Stops claiming background work as soon as it is asked to exit."""
+
+    def __init__(self, config: uvicorn.Config, resources: Resources) -> None:
+        super().__init__(config)
+        self._resources = resources
+        self._exit_asked_at: float | None = None
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self._exit_asked_at is None:
+            self._exit_asked_at = time.monotonic()
+        self._resources.stop_claiming()
+        super().handle_exit(sig, frame)
+
+    def seconds_since_exit(self) -> float:
+        return 0.0 if self._exit_asked_at is None else time.monotonic() - self._exit_asked_at
 
 
 def server_config(app: Any, settings: Settings) -> uvicorn.Config:
@@ -86,7 +107,7 @@ def server_config(app: Any, settings: Settings) -> uvicorn.Config:
         access_log=False,
         log_config=None,
         server_header=False,
-        timeout_graceful_shutdown=20,
+        timeout_graceful_shutdown=max(1, int(settings.shutdown_seconds)),
     )
 
 

@@ -10,6 +10,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app import metrics
 from app.logs import bind_request_id, unbind_request_id
 
 log = structlog.get_logger(__name__)
@@ -46,6 +47,9 @@ class RequestLog:
             if not status:
                 raise  # else it has been logged and answered: Starlette raises it once more
         finally:
+            kind = metrics.kind_of(scope["path"])
+            metrics.requests.labels(kind, scope["method"], status).inc()
+            metrics.request_seconds.labels(kind).observe(time.monotonic() - started)
             log.info(
                 "request",
                 method=scope["method"],

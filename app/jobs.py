@@ -137,6 +137,17 @@ class DueLoop:
         self._handle = handle
         self._wake = asyncio.Event()
         self._working: set[asyncio.Task[None]] = set()
+        self._is_stopping = False
+
+    def stop(self) -> None:
+        """Claims nothing more; what is being worked on goes on."""
+        self._is_stopping = True
+        self._wake.set()
+
+    @property
+    def working(self) -> set["asyncio.Task[None]"]:
+        """What is being worked on."""
+        return set(self._working)
 
     def wake(self) -> None:
         """Something became due."""
@@ -145,10 +156,11 @@ class DueLoop:
     async def run(self) -> None:
         """Until cancelled; the rows being worked on are then given up to their leases."""
         try:
-            while True:
+            while not self._is_stopping:
                 self._wake.clear()
                 if not await self._start_what_is_due():
                     await self._sleep()
+            await asyncio.gather(*self._working, return_exceptions=True)
         finally:
             for task in self._working:
                 task.cancel()

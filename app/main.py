@@ -11,10 +11,11 @@ from typing import Any
 
 import structlog
 from fastapi import FastAPI
-from sqlalchemy import select
-from starlette.responses import Response
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp
 
+from app import metrics
 from app.auth import Authenticator
 from app.clock import Clock
 from app.db import Database, ProcessLock, is_sqlite, open_database
@@ -38,6 +39,7 @@ from app.images import ImagePool
 from app.jobs import DueLoop, keep_leases, release_leases
 from app.keys import Keys, load_keys
 from app.outbound import AddressGuard, Outbound
+from app.queues import gauge_queues, oldest_due_seconds
 from app.schema import require_current
 from app.settings import Settings
 from app.storage.base import Storage
@@ -64,6 +66,20 @@ class Resources:
     guard: AddressGuard
     outbound: Outbound
     tagging: FileTagging
+    loops: tuple[DueLoop, ...]
+
+    def stop_claiming(self) -> None:
+        """From now on this process only finishes what it has begun."""
+        for loop in self.loops:
+            loop.stop()
+
+    async def drain(self, timeout_seconds: float) -> None:
+        """Waits for what is in flight; what is not done by then is left to its lease."""
+        self.stop_claiming()
+        in_flight = self.tagging.stragglers.union(*(loop.working for loop in self.loops))
+        if in_flight:
+            log.info("finishing what is in flight", count=len(in_flight))
+            await asyncio.wait(in_flight, timeout=max(0.0, timeout_seconds))
 
 
 @asynccontextmanager
@@ -125,7 +141,18 @@ async def open_resources(
         await stack.enter_async_context(
             _running(run_loop.run(), webhook_loop.run(), keep_leases(db, _LEASED, owner))
         )
-        yield Resources(settings, db, storage, keys, images, tagger, guard, outbound, tagging)
+        yield Resources(
+            settings,
+            db,
+            storage,
+            keys,
+            images,
+            tagger,
+            guard,
+            outbound,
+            tagging,
+            (run_loop, webhook_loop),
+        )
 
 
 @asynccontextmanager
@@ -204,12 +231,34 @@ def _add_health(app: FastAPI, resources: Resources) -> None:
 
     @app.get("/readyz", tags=["Health"])
     async def readyz() -> Response:
-        """Database and storage work; and which provider stands behind each extension."""
+        """Database and storage work, and nothing that is due waits for too long.
+
+        Says which provider stands behind each extension.
+        """
+        await _check_ready(resources)
         providers = resources.tagger.provider_names()
-        try:
-            await resources.db.read(lambda tx: tx.execute(select(1)))
-            await resources.storage.check()
-        except Exception as error:
-            log.error("not ready", exc_info=error)
-            raise ApiError(503, f"Not ready: {type(error).__name__}.") from None
         return JsonResponse({"status": "ok", "providers": providers})
+
+    @app.get("/metrics", tags=["Health"], response_class=PlainTextResponse)
+    async def expose_metrics() -> Response:
+        """For Prometheus."""
+        await resources.db.scan(gauge_queues)
+        return Response(metrics.exposition(), media_type=CONTENT_TYPE_LATEST)
+
+
+async def _check_ready(resources: Resources) -> None:
+    """Raises ApiError (503) with the reason."""
+    try:
+        waits = await resources.db.scan(oldest_due_seconds)
+    except Exception as error:
+        log.error("database not ready", exc_info=error)
+        raise ApiError(503, "Not ready: the database does not answer.") from None
+    try:
+        await resources.storage.check()
+    except OSError as error:
+        log.error("storage not ready", exc_info=error)
+        raise ApiError(503, "Not ready: files cannot be stored.") from None
+    longest = resources.settings.ready_max_due_age_seconds
+    for queue, seconds in waits.items():
+        if seconds > longest:
+            raise ApiError(503, f"Not ready: the oldest due {queue} waits for {seconds:.0f} s.")

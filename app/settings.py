@@ -92,6 +92,8 @@ class Settings(BaseSettings):
         tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)], ...], *CommaSeparated
     ] = Field((0, 5, 30, 120, 600, 1800, 3600), min_length=1)
     webhook_on: WebhookOn = WebhookOn.PENDING
+    shutdown_seconds: float = Field(20.0, ge=0, le=600, allow_inf_nan=False)
+    ready_max_due_age_seconds: float = Field(600.0, gt=0, allow_inf_nan=False)
 
     @field_validator("imagekit_id")
     @classmethod

@@ -23,6 +23,8 @@ async def work(settings: Settings) -> None:
     loop = asyncio.get_running_loop()
     for each in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(each, stop.set)
-    async with open_resources(settings):
+    async with open_resources(settings) as resources:
         log.info("worker ready")
         await stop.wait()
+        resources.stop_claiming()
+        await resources.drain(settings.shutdown_seconds)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import structlog
 
+from app import metrics
 from app.db import Database
 from app.extensions.calls import (
     HELD_RETRY_SECONDS,
@@ -143,10 +144,12 @@ class Tagger:
         key = backend.policy.key(image.jpeg)
         known = await self._stored(backend, key)
         if known is not None:
+            metrics.reused_answers.labels(backend.provider.name).inc()
             return _succeeded(request, known, backend.provider.name, 0)
         async with backend.slots:
             admission = await self._db.write(admit, backend.policy, key, self._owner)
             if isinstance(admission, Answer):
+                metrics.reused_answers.labels(backend.provider.name).inc()
                 return _succeeded(request, admission, backend.provider.name, 0)
             if not isinstance(admission, Granted):
                 return admission
@@ -211,6 +214,20 @@ class Tagger:
         return TryAgain(error.reason, error.message, error.retry_after_seconds, name, elapsed_ms)
 
     async def _detect(self, provider: Provider, image: ProviderCopy) -> Answer:
+        started = time.monotonic()
+        outcome = "cancelled"
+        try:
+            answer = await self._detect_in_time(provider, image)
+            outcome = "success"
+        except ProviderError as error:
+            outcome = error.reason
+            raise
+        finally:
+            seconds = time.monotonic() - started
+            metrics.provider_calls.labels(provider.name, outcome).observe(seconds)
+        return answer
+
+    async def _detect_in_time(self, provider: Provider, image: ProviderCopy) -> Answer:
         try:
             async with asyncio.timeout(self._limits.timeout_seconds):
                 return await provider.detect_labels(image)

@@ -14,6 +14,7 @@ from typing import Any
 import structlog
 from sqlalchemy import Row, select, update
 
+from app import metrics
 from app.db import Database, Tx
 from app.extensions.models import SUCCESS
 from app.extensions.outcomes import Failed, Outcome, Succeeded, TryAgain
@@ -146,6 +147,10 @@ def _expired(run: Row[Any]) -> Failed:
     )
 
 
+def _count(run: Row[Any], outcome: Outcome) -> None:
+    metrics.runs.labels(run.extension, type(outcome).__name__.lower()).inc()
+
+
 @dataclass(slots=True)
 class _Call:
     run: Row[Any]
@@ -210,6 +215,9 @@ class FileTagging:
         for call in calls:
             if call.run.id not in done and call not in waiting:
                 self._follow(call)
+        for call in calls:
+            if call.run.id in done:
+                _count(call.run, done[call.run.id])
         self._wake_after(done.values(), bool(waiting))
         return (version if current is None else current), statuses
 
@@ -282,6 +290,7 @@ class FileTagging:
             provider=outcome.provider,
             elapsed_ms=outcome.elapsed_ms,
         )
+        _count(run, outcome)
         if told:
             self.on_delivery()
         self._wake_after([outcome], False)
@@ -291,6 +300,11 @@ class FileTagging:
             self.on_due_run()
         if self.rules.on is WebhookOn.ALL:
             self.on_delivery()
+
+    @property
+    def stragglers(self) -> set["asyncio.Task[None]"]:
+        """Calls that outlived their request."""
+        return set(self._stragglers)
 
     async def close(self) -> None:
         """Leaves stragglers to whoever takes their runs over."""

@@ -7,6 +7,7 @@ from typing import Any
 import structlog
 from starlette.requests import Request
 
+from app import metrics
 from app.auth import SIGNATURE_FIELDS, Authenticator
 from app.db import Database
 from app.errors import ApiError, BadRequest
@@ -142,6 +143,7 @@ class Uploader:
             # Known to be rolled back; after any other error the row may stand.
             await self._storage.delete(blob.key)
             raise
+        metrics.upload_bytes.inc(blob.size_bytes)
         if stored.told:
             self._tagging.on_delivery()
         if not stored.runs:

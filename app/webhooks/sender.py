@@ -8,6 +8,7 @@ from typing import Any
 import structlog
 from sqlalchemy import Row
 
+from app import metrics
 from app.db import Database
 from app.outbound import Outbound, OutboundError, WebhookReply
 from app.webhooks.deliveries import claim_deliveries, give_up, is_expired, record_attempt
@@ -73,6 +74,7 @@ class WebhookSender:
             error=error,
             elapsed_ms=elapsed_ms,
         )
+        metrics.webhook_attempts.labels(_outcome(status_code)).inc()
         await self._db.write(
             record_attempt,
             delivery.id,
@@ -99,3 +101,9 @@ class WebhookSender:
         except OutboundError as error:
             return None, error.reason
         return reply, None
+
+
+def _outcome(status_code: int | None) -> str:
+    if status_code is None:
+        return "failed"
+    return "delivered" if 200 <= status_code < 300 else "refused"

@@ -1,0 +1,38 @@
+"""How long the queues are and how long their rows wait: for `/metrics` and `/readyz`."""
+
+from sqlalchemy import Table, func, select
+
+from app import jobs, metrics
+from app.db import Tx
+from app.extensions.models import provider_states, runs
+from app.webhooks.models import DEAD, deliveries
+
+QUEUES: dict[str, Table] = {"run": runs, "delivery": deliveries}
+
+
+def oldest_due_seconds(tx: Tx) -> dict[str, float]:
+    """queue -> how long its oldest due row has waited for anyone to take it; 0 if none waits."""
+    waits = {}
+    for name, table in QUEUES.items():
+        seconds = jobs.seconds_to_next_due(tx, table)
+        waits[name] = 0.0 if seconds is None else max(0.0, -seconds)
+    return waits
+
+
+def gauge_queues(tx: Tx) -> None:
+    """Sets the gauges that only the database can tell."""
+    for name, seconds in oldest_due_seconds(tx).items():
+        metrics.oldest_due_seconds.labels(name).set(seconds)
+        metrics.queue_depth.labels(name).set(_pending(tx, QUEUES[name]))
+    dead = select(func.count()).where(deliveries.c.status == DEAD)
+    metrics.dead_deliveries.set(tx.execute(dead).scalar_one())
+    states = select(provider_states.c.extension, provider_states.c.opened_until)
+    for extension, opened_until in tx.execute(states):
+        metrics.breaker_open.labels(extension).set(opened_until is not None)
+
+
+def _pending(tx: Tx, table: Table) -> int:
+    count: int = tx.execute(
+        select(func.count()).select_from(table).where(table.c.status == jobs.PENDING)
+    ).scalar_one()
+    return count
