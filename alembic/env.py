@@ -5,6 +5,7 @@ from sqlalchemy import text
 
 import app.auth
 import app.extensions.models
+import app.files.idempotency
 import app.files.models
 import app.keys
 import app.webhooks.models  # noqa: F401

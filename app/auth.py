@@ -58,8 +58,8 @@ class Authenticator:
         self._private_by_public = {pair.public: pair.private for pair in keys.pairs}
         self._db = db
 
-    def require_private_key(self, authorization: str | None) -> None:
-        """Raises NoKey (401) without a readable key, UnknownKey (403) with a wrong one."""
+    def require_private_key(self, authorization: str | None) -> str:
+        """The key. Raises NoKey (401) without a readable one, UnknownKey (403) with a wrong one."""
         if authorization is None or len(authorization) > _MAX_HEADER_CHARACTERS:
             raise NoKey
         scheme, _, credentials = authorization.strip().partition(" ")
@@ -68,11 +68,12 @@ class Authenticator:
         credentials = credentials.strip()
         user = _basic_user(credentials)
         if self._is_private_key(credentials):  # the raw form, not base64
-            return
+            return credentials
         if user is None:
             raise NoKey
         if not self._is_private_key(user):
             raise UnknownKey
+        return user
 
     def _is_private_key(self, candidate: str) -> bool:
         """Takes the same time whichever key it is, or none."""

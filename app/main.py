@@ -27,11 +27,13 @@ from app.errors import ApiError, JsonResponse, install_error_handlers
 from app.extensions.models import answers, runs
 from app.extensions.tagger import Tagger, open_tagger
 from app.files import openapi
+from app.files.admission import Admission
+from app.files.form import UploadLimits
 from app.files.library import MediaLibrary
 from app.files.routes import router as files_router
 from app.files.routes import upload_router
 from app.files.tagging import FileTagging, WebhookRules
-from app.files.upload import Uploader, UploadLimits
+from app.files.upload import Uploader
 from app.files.urls import FileUrls
 from app.http import RefusedBodies, RequestLog, TrailingSlash, UploadCors
 from app.ids import new_id
@@ -219,7 +221,18 @@ def _uploader(resources: Resources, authenticator: Authenticator) -> Uploader:
         resources.outbound,
         resources.guard,
         resources.tagging,
-        UploadLimits(settings.max_upload_bytes, settings.max_pixels),
+        UploadLimits(
+            settings.max_upload_bytes,
+            settings.max_pixels,
+            settings.upload_idle_seconds,
+            settings.upload_deadline_seconds,
+            settings.restrict_client_params,
+        ),
+        Admission(
+            resources.storage.staging_dir,
+            max_concurrent=settings.max_concurrent_uploads,
+            reserve_bytes=settings.disk_reserve_bytes,
+        ),
     )
 
 

@@ -75,6 +75,11 @@ class Settings(BaseSettings):
     public_keys: Annotated[tuple[str, ...], *CommaSeparated] = ()
     max_upload_bytes: int = Field(25_000_000, gt=0)
     max_pixels: int = Field(100_000_000, gt=0)
+    max_concurrent_uploads: int = Field(128, ge=1)
+    disk_reserve_bytes: int = Field(256_000_000, ge=0)
+    upload_idle_seconds: float = Field(30.0, gt=0, allow_inf_nan=False)
+    upload_deadline_seconds: float = Field(3600.0, gt=0, allow_inf_nan=False)
+    restrict_client_params: bool = False
     sync_budget_seconds: float = Field(3.0, ge=0, allow_inf_nan=False)
     provider_timeout_seconds: float = Field(10.0, gt=0, allow_inf_nan=False)
     provider_concurrency: int = Field(16, ge=1, le=1000)

@@ -1,4 +1,5 @@
-"""Provider calls: stored answers, what replicas know of a provider, and counts by day."""
+"""Provider calls (stored answers, what replicas know of a provider, counts by day), and uploads
+that are repeated under one key."""
 
 from collections.abc import Sequence
 
@@ -51,8 +52,20 @@ def upgrade() -> None:
         sa.Column("next_call_at", UtcDateTime(), nullable=True),
         sa.PrimaryKeyConstraint("extension", name=op.f("pk_provider_states")),
     )
+    op.create_table(
+        "idempotent_uploads",
+        sa.Column("key", sa.Text(), nullable=False),
+        sa.Column("content", sa.Text(), nullable=False),
+        sa.Column("file_id", sa.Text(), nullable=False),
+        sa.Column("version_id", sa.Text(), nullable=False),
+        sa.Column("answer", json_column(), nullable=True),
+        sa.Column("claimed_until", UtcDateTime(), nullable=False),
+        sa.Column("expires_at", UtcDateTime(), nullable=False),
+        sa.PrimaryKeyConstraint("key", name=op.f("pk_idempotent_uploads")),
+    )
+    op.create_index("ix_idempotent_uploads_expires_at", "idempotent_uploads", ["expires_at"])
 
 
 def downgrade() -> None:
-    for table in ("provider_states", "provider_answers", "extension_usage"):
+    for table in ("idempotent_uploads", "provider_states", "provider_answers", "extension_usage"):
         op.drop_table(table)

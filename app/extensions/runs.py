@@ -200,6 +200,15 @@ def announce(tx: Tx, run_ids: Sequence[str], given_back: Sequence[str]) -> dict[
     return _by_extension(tx, select(runs.c.extension, runs.c.status).where(runs.c.id.in_(run_ids)))
 
 
+def announce_pending(tx: Tx, version_id: str) -> None:
+    """Marks what still runs on a version: a response calls it pending."""
+    tx.execute(
+        update(runs)
+        .where(runs.c.version_id == version_id, runs.c.status == jobs.PENDING)
+        .values(announced=True)
+    )
+
+
 def is_superseded(tx: Tx, run: Row[Any]) -> bool:
     """True if a newer run's tags stand on the version already."""
     newer = select(runs.c.id).where(

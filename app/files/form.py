@@ -1,5 +1,6 @@
 """Reads the upload's multipart form as it arrives: fields into memory, the file into staging."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
@@ -35,13 +36,32 @@ class MalformedForm(BadRequest):
         super().__init__(f"Your request is not a valid multipart/form-data body: {problem}.")
 
 
-async def read_upload_form(request: Request, staging: Staging, max_bytes: int) -> UploadForm:
+@dataclass(frozen=True, slots=True)
+class UploadLimits:
+    """idle_seconds: without a byte. deadline_seconds: for the whole body.
+
+    restrict_client_params: client-side uploads may name neither extensions nor a webhook.
+    """
+
+    max_bytes: int
+    max_pixels: int
+    idle_seconds: float
+    deadline_seconds: float
+    restrict_client_params: bool
+
+
+class TooSlow(ApiError):
+    def __init__(self) -> None:
+        super().__init__(408, "Your request's body arrives too slowly.")
+
+
+async def read_upload_form(request: Request, staging: Staging, limits: UploadLimits) -> UploadForm:
     """Streams the file into `staging` and returns the rest of the form.
 
-    Raises FileTooLarge (413), MalformedForm and others (400).
+    Raises TooSlow (408), FileTooLarge (413), MalformedForm and others (400).
     """
     _refuse_encoded_body(request)
-    _refuse_certainly_too_large(request, max_bytes)
+    _refuse_certainly_too_large(request, limits.max_bytes)
     reader = _FormReader(staging)
     parser = PushMultipartParser(
         _boundary(request),
@@ -50,7 +70,7 @@ async def read_upload_form(request: Request, staging: Staging, max_bytes: int) -
         strict=True,
     )
     try:
-        async for chunk in _body(request):
+        async for chunk in _body(request, limits):
             for event in parser.parse(chunk):
                 await reader.take(event)
         parser.close()
@@ -63,8 +83,19 @@ async def read_upload_form(request: Request, staging: Staging, max_bytes: int) -
     return reader.form
 
 
-async def _body(request: Request) -> AsyncIterator[bytes]:
-    async for chunk in request.stream():
+async def _body(request: Request, limits: UploadLimits) -> AsyncIterator[bytes]:
+    """The body's chunks. Raises TooSlow: the server itself would wait for ever."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + limits.deadline_seconds
+    chunks = aiter(request.stream())
+    while True:
+        try:
+            async with asyncio.timeout_at(min(deadline, loop.time() + limits.idle_seconds)):
+                chunk = await anext(chunks, None)
+        except TimeoutError:
+            raise TooSlow from None
+        if chunk is None:
+            return
         if chunk:
             yield chunk
 

@@ -24,12 +24,25 @@ from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from app.db import Tx
 from app.errors import ApiError, BadRequest
 from app.extensions.provider import Reason
-from app.extensions.runs import start_runs
+from app.extensions.runs import announce_pending, latest_statuses, start_runs
 from app.extensions.schemas import AutoTagging
 from app.extensions.tags import remove_names
+from app.files.idempotency import (
+    IdempotencyKey,
+    StillRunning,
+    claim_key,
+    find_repeat,
+    keep_answer,
+)
 from app.files.models import files, folders, versions
 from app.files.names import ancestors, with_unique_suffix
-from app.files.objects import listed_object, read_current_version, read_version, select_versions
+from app.files.objects import (
+    listed_object,
+    read_current_version,
+    read_version,
+    select_versions,
+    upload_object,
+)
 from app.files.schemas import ListQuery, UpdateRequest, UploadFields
 from app.files.tagging import WebhookRules, end_runs
 from app.files.urls import FileUrls
@@ -101,9 +114,19 @@ class Stored:
 
 
 def store_upload(
-    tx: Tx, upload: UploadFields, blob: Blob, rules: WebhookRules, context: RunContext
+    tx: Tx,
+    upload: UploadFields,
+    blob: Blob,
+    rules: WebhookRules,
+    context: RunContext,
+    key: IdempotencyKey | None = None,
 ) -> Stored:
-    """The file, or a new version of it, and a run for each extension."""
+    """The file, or a new version of it, and a run for each extension.
+
+    key: claimed with it; a repeat that comes while the first runs raises StillRunning.
+    """
+    if key is not None and find_repeat(tx, key) is not None:
+        raise StillRunning
     folder_id = ensure_folder(tx, upload.folder)
     name = with_unique_suffix(upload.file_name) if upload.use_unique_file_name else upload.file_name
     existing = tx.execute(
@@ -120,7 +143,31 @@ def store_upload(
     version = read_version(tx, version_id)
     assert version is not None
     runs = _start(tx, version, upload.extensions, upload.webhook_url, context)
+    if key is not None:
+        claim_key(tx, key, version.file_id, version_id)
+        if not runs:
+            keep_answer(tx, key, upload_object(version, rules.urls, upload.response_fields, None))
     return Stored(version, runs, told)
+
+
+def repeat_answer(
+    tx: Tx, key: IdempotencyKey, upload: UploadFields, urls: FileUrls
+) -> dict[str, Any] | None:
+    """What an earlier upload under this key was answered; None if there was none.
+
+    If its process died before it could answer, the answer is made now, as it would have been.
+    """
+    repeat = find_repeat(tx, key)
+    if repeat is None or repeat.answer is not None:
+        return None if repeat is None else repeat.answer
+    version = read_version(tx, repeat.version_id)
+    if version is None:
+        raise FileNotFound
+    announce_pending(tx, version.id)
+    statuses = latest_statuses(tx, version.id) if upload.extensions else None
+    answer = upload_object(version, urls, upload.response_fields, statuses)
+    keep_answer(tx, key, answer)
+    return answer
 
 
 def _start(

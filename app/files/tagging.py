@@ -124,6 +124,9 @@ def end_runs(tx: Tx, rules: WebhookRules, version_id: str, reason: Reason) -> bo
     return any(told)
 
 
+KeepAnswer = Callable[[Tx, Row[Any], dict[str, str]], None]
+
+
 def settle(
     tx: Tx,
     rules: WebhookRules,
@@ -131,12 +134,16 @@ def settle(
     run_ids: Sequence[str],
     outcomes: dict[str, Outcome],
     given_back: Sequence[str],
+    keep_answer: KeepAnswer | None,
 ) -> tuple[Row[Any] | None, dict[str, str]]:
     """What the response says: the version as it is now, and the status of each of its runs."""
     for run_id, outcome in outcomes.items():
         record_result(tx, rules, run_id, 1, outcome)
     statuses = announce(tx, run_ids, given_back)
-    return read_version(tx, version_id), statuses
+    version = read_version(tx, version_id)
+    if keep_answer is not None and version is not None:
+        keep_answer(tx, version, statuses)
+    return version, statuses
 
 
 def _expired(run: Row[Any]) -> Failed:
@@ -185,21 +192,25 @@ class FileTagging:
         self._storage = storage
         self.rules = rules
         self.owner = owner
-        self._budget_seconds = budget_seconds
+        self.budget_seconds = budget_seconds
         self.on_delivery = on_delivery
         self.on_due_run = on_due_run
         self._stragglers: set[asyncio.Task[None]] = set()
         self._in_background: Counter[str] = Counter()
 
     async def run_within_budget(
-        self, runs: Sequence[Row[Any]], version: Row[Any]
+        self,
+        runs: Sequence[Row[Any]],
+        version: Row[Any],
+        keep_answer: KeepAnswer | None = None,
     ) -> tuple[Row[Any], dict[str, str]]:
         """Runs what has just been stored. Returns the version and the statuses to respond with.
 
         A call that outlives the budget goes on; one that has not begun is left to anyone.
+        keep_answer: called in the transaction that decides the response.
         """
         calls = self._begin(runs, version)
-        await asyncio.wait([call.task for call in calls], timeout=self._budget_seconds)
+        await asyncio.wait([call.task for call in calls], timeout=self.budget_seconds)
         done = {call.run.id: call.task.result() for call in calls if call.task.done()}
         waiting = [call for call in calls if call.is_waiting]
         for call in waiting:
@@ -211,6 +222,7 @@ class FileTagging:
             [run.id for run in runs],
             done,
             [call.run.id for call in waiting],
+            keep_answer,
         )
         for call in calls:
             if call.run.id not in done and call not in waiting:

@@ -1,22 +1,24 @@
 """One upload, end to end: stream in, validate, store, run the extensions, respond."""
 
 import asyncio
-from dataclasses import dataclass
 from typing import Any
 
 import structlog
+from sqlalchemy import Row
 from starlette.requests import Request
 
 from app import metrics
 from app.auth import SIGNATURE_FIELDS, Authenticator
-from app.db import Database
+from app.db import Database, Tx
 from app.errors import ApiError, BadRequest
-from app.files.form import UploadForm, read_upload_form
+from app.files.admission import Admission
+from app.files.form import UploadForm, UploadLimits, read_upload_form
+from app.files.idempotency import IdempotencyKey, idempotency_key, keep_answer
 from app.files.objects import upload_object
 from app.files.schemas import UploadFields
-from app.files.service import Blob, RunContext, store_upload
+from app.files.service import Blob, RunContext, repeat_answer, store_upload
 from app.files.staging import FileTooLarge, InvalidFile, StagedFile, Staging
-from app.files.tagging import FileTagging
+from app.files.tagging import FileTagging, KeepAnswer
 from app.files.types import mime_type
 from app.ids import new_id
 from app.images import read_header
@@ -31,12 +33,6 @@ _BOTH_WAYS = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class UploadLimits:
-    max_bytes: int
-    max_pixels: int
-
-
 class Uploader:
     """Takes uploads. Everything is validated before anything is stored."""
 
@@ -49,6 +45,7 @@ class Uploader:
         guard: AddressGuard,
         tagging: FileTagging,
         limits: UploadLimits,
+        admission: Admission,
     ) -> None:
         self._db = db
         self._storage = storage
@@ -57,29 +54,69 @@ class Uploader:
         self._guard = guard
         self._tagging = tagging
         self._limits = limits
+        self._admission = admission
 
     async def upload(self, request: Request, request_id: str) -> dict[str, Any]:
         """The answer to one upload. Raises ApiError."""
-        authorization = request.headers.get("authorization")
-        if authorization is not None:
-            self._authenticator.require_private_key(authorization)
-        staging = Staging(self._storage.staging_dir, self._limits.max_bytes)
-        try:
-            form = await read_upload_form(request, staging, self._limits.max_bytes)
-            await self._authenticate_form(form, authorization is not None)
-            upload = self._validate(form)
-            staged = await self._finish_file(form, staging)
-            blob = await asyncio.to_thread(self._examine, staged, upload.file_name)
-            await self._storage.put(staged.path, blob.key)
-        finally:
-            staging.discard()
-        return await self._store_and_tag(upload, blob, request_id)
+        api_key = self._private_key(request)
+        with self._admission.one():
+            staging = Staging(self._storage.staging_dir, self._limits.max_bytes)
+            try:
+                form = await read_upload_form(request, staging, self._limits)
+                await self._authenticate_form(form, api_key)
+                upload = self._validate(form)
+                staged = await self._finish_file(form, staging)
+                key = self._idempotency_key(request, api_key, form, staged)
+                if key is not None and (answer := await self._repeated(key, upload)) is not None:
+                    return answer
+                blob = await asyncio.to_thread(self._examine, staged, upload.file_name)
+                await self._storage.put(staged.path, blob.key)
+            finally:
+                staging.discard()
+        return await self._store_and_tag(upload, blob, key, request_id)
 
-    async def _authenticate_form(self, form: UploadForm, has_basic: bool) -> None:
-        if not has_basic:
+    def _private_key(self, request: Request) -> str | None:
+        """The private key that the request came with; None if it came without a header."""
+        authorization = request.headers.get("authorization")
+        if authorization is None:
+            return None
+        return self._authenticator.require_private_key(authorization)
+
+    async def _authenticate_form(self, form: UploadForm, api_key: str | None) -> None:
+        if api_key is None:
             await self._authenticator.require_upload_signature(form.fields)
+            self._restrict_client(form)
         elif "signature" in form.fields:
             raise BadRequest(_BOTH_WAYS)
+
+    def _restrict_client(self, form: UploadForm) -> None:
+        """A browser's upload may be kept from costing money or calling other servers."""
+        if not self._limits.restrict_client_params:
+            return
+        for name in ("extensions", "webhookUrl"):
+            if form.fields.get(name):
+                raise BadRequest(
+                    f"Your request contains {name} parameter, which this server does not accept "
+                    "from client-side uploads."
+                )
+
+    def _idempotency_key(
+        self, request: Request, api_key: str | None, form: UploadForm, staged: StagedFile
+    ) -> IdempotencyKey | None:
+        """Only with a private key: a signed client upload's token is used once anyway."""
+        if api_key is None:
+            return None
+        source = form.file_url or staged.sha256
+        return idempotency_key(
+            request.headers.get("idempotency-key"),
+            api_key,
+            form.fields,
+            source,
+            self._tagging.budget_seconds,
+        )
+
+    async def _repeated(self, key: IdempotencyKey, upload: UploadFields) -> dict[str, Any] | None:
+        return await self._db.write(repeat_answer, key, upload, self._tagging.rules.urls)
 
     def _validate(self, form: UploadForm) -> UploadFields:
         if not form.has_file:
@@ -133,12 +170,12 @@ class Uploader:
         )
 
     async def _store_and_tag(
-        self, upload: UploadFields, blob: Blob, request_id: str
+        self, upload: UploadFields, blob: Blob, key: IdempotencyKey | None, request_id: str
     ) -> dict[str, Any]:
         rules = self._tagging.rules
         context = RunContext(self._tagging.owner, request_id)
         try:
-            stored = await self._db.write(store_upload, upload, blob, rules, context)
+            stored = await self._db.write(store_upload, upload, blob, rules, context, key)
         except ApiError:
             # Known to be rolled back; after any other error the row may stand.
             await self._storage.delete(blob.key)
@@ -148,8 +185,20 @@ class Uploader:
             self._tagging.on_delivery()
         if not stored.runs:
             return upload_object(stored.version, rules.urls, upload.response_fields, None)
-        version, statuses = await self._tagging.run_within_budget(stored.runs, stored.version)
+        version, statuses = await self._tagging.run_within_budget(
+            stored.runs, stored.version, self._answer_keeper(key, upload)
+        )
         return upload_object(version, rules.urls, upload.response_fields, statuses)
+
+    def _answer_keeper(self, key: IdempotencyKey | None, upload: UploadFields) -> KeepAnswer | None:
+        if key is None:
+            return None
+        urls = self._tagging.rules.urls
+
+        def keep(tx: Tx, version: Row[Any], statuses: dict[str, str]) -> None:
+            keep_answer(tx, key, upload_object(version, urls, upload.response_fields, statuses))
+
+        return keep
 
 
 def check_webhook_url(url: str | None, guard: AddressGuard) -> None:

@@ -1,7 +1,9 @@
 """The port through which bytes go in and out. One file each for the systems behind it."""
 
-from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import AbstractAsyncContextManager, contextmanager
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 
@@ -10,23 +12,40 @@ class BlobMissing(Exception):
     """Nothing is stored under this key."""
 
 
-class Storage(Protocol):
-    """Blobs under keys of lowercase hex digits; a blob never changes once it is stored.
+class StorageUnavailable(OSError):
+    """Blobs cannot be stored or read now. The message says why, and holds no secret."""
 
-    staging_dir: where callers write a file that `put` will take; cleaned by the callers.
+
+@dataclass(frozen=True, slots=True)
+class StoredBlob:
+    """modified_at: when it was stored, or the last of it was written, by the storage's clock."""
+
+    key: str
+    modified_at: datetime
+
+
+class Storage(Protocol):
+    """Blobs under keys as `new_id()` makes them; a blob never changes once it is stored.
+
+    Everything but `close` raises StorageUnavailable.
+    staging_dir: on a local disk, where callers write a file that `put` will take and remove what
+    it did not take.
     """
 
     name: str
     staging_dir: Path
 
     async def open(self) -> None:
-        """Makes ready to store. Raises OSError when that is impossible."""
+        """Makes ready to store."""
 
     async def put(self, staged: Path, key: str) -> None:
-        """Moves a finished file in. When this returns, the bytes outlive a power cut."""
+        """Moves a finished file in. When this returns, the bytes outlive a power cut.
 
-    def read(self, key: str, start: int, end: int) -> AsyncIterator[bytes]:
-        """Bytes start to end (exclusive) in pieces. Raises BlobMissing."""
+        When it raises, it is unknown whether the blob is there, and the file may be.
+        """
+
+    def read(self, key: str, start: int, end: int) -> AsyncGenerator[bytes]:
+        """Bytes start to end (exclusive, beyond start) in pieces. Raises BlobMissing."""
 
     def local_copy(self, key: str) -> AbstractAsyncContextManager[Path]:
         """A path with the blob's bytes, valid inside the context. Raises BlobMissing."""
@@ -34,5 +53,24 @@ class Storage(Protocol):
     async def delete(self, key: str) -> None:
         """Forgets a blob; one that is not there is no error."""
 
+    def list_blobs(self) -> AsyncGenerator[list[StoredBlob]]:
+        """Every blob, in pages and in no order. What is no blob of ours is left out."""
+
+    async def remove_unfinished(self, before: datetime) -> None:
+        """Removes staged files, and parts of blobs, that nobody has written to since."""
+
     async def check(self) -> None:
-        """Raises OSError when blobs cannot be stored now."""
+        """Raises StorageUnavailable when blobs cannot be stored now."""
+
+    async def close(self) -> None: ...
+
+
+@contextmanager
+def system_errors_as_unavailable(what: str) -> Iterator[None]:
+    """what: the beginning of the sentence, such as `cannot write to the disk`."""
+    try:
+        yield
+    except StorageUnavailable:
+        raise
+    except OSError as error:
+        raise StorageUnavailable(f"{what}: {error.strerror or error}") from error

@@ -2,26 +2,45 @@
 
 import asyncio
 import contextlib
+import errno
 import os
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Generator
+from contextlib import aclosing, asynccontextmanager
+from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 
-from app.storage.base import BlobMissing
+import structlog
 
+from app.ids import is_id
+from app.storage.base import (
+    BlobMissing,
+    StorageUnavailable,
+    StoredBlob,
+    system_errors_as_unavailable,
+)
+from app.storage.disk import remove_older, sync_directory, try_to_write
+
+log = structlog.get_logger(__name__)
+
+PAGE_BLOBS = 1000
 _PIECE_BYTES = 256 * 1024
 _INLINE_BYTES = 64 * 1024
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class LocalStorage:
     name = "local"
 
     def __init__(self, root: Path) -> None:
+        self._root = root
         self._blobs = root / "blobs"
         self.staging_dir = root / "staging"
+        self._has_failed = False
 
     async def open(self) -> None:
-        await asyncio.to_thread(self._make_directories)
+        with system_errors_as_unavailable(f"cannot store files in {self._root}"):
+            await asyncio.to_thread(self._make_directories)
 
     def _make_directories(self) -> None:
         """All of them now, so that storing a blob has one directory entry to make durable."""
@@ -29,63 +48,100 @@ class LocalStorage:
         for number in range(256):
             (self._blobs / f"{number:02x}").mkdir(parents=True, exist_ok=True)
         for directory in (self._blobs, self._blobs.parent, self._blobs.parent.parent):
-            _sync_directory(directory)
+            sync_directory(directory)
+        try_to_write(self.staging_dir)
 
     def _path(self, key: str) -> Path:
         return self._blobs / key[-2:] / key
 
     async def put(self, staged: Path, key: str) -> None:
-        await asyncio.to_thread(_store_durably, staged, self._path(key))
+        """A failed fsync says nothing of what is on the disk, and a second one would lie: after
+        one, nothing more is stored until a restart."""
+        self._require_sound()
+        with system_errors_as_unavailable("cannot store a file"):
+            await asyncio.to_thread(self._store_durably, staged, self._path(key))
 
-    async def read(self, key: str, start: int, end: int) -> AsyncIterator[bytes]:
+    def _store_durably(self, staged: Path, target: Path) -> None:
+        with staged.open("rb+") as file, self._watching_sync():
+            os.fsync(file.fileno())
+        staged.rename(target)
         try:
-            file = self._path(key).open("rb", buffering=0)
-        except FileNotFoundError:
-            raise BlobMissing(key) from None
-        with file:
-            file.seek(start)
-            remaining = end - start
-            # A small blob is read faster here than a thread is woken.
-            inline = remaining <= _INLINE_BYTES
-            while remaining > 0:
-                size = min(_PIECE_BYTES, remaining)
-                piece = file.read(size) if inline else await asyncio.to_thread(file.read, size)
-                if not piece:
-                    raise BlobMissing(f"{key} is shorter than recorded")
-                remaining -= len(piece)
-                yield piece
+            with self._watching_sync():
+                sync_directory(target.parent)
+        except OSError:
+            with contextlib.suppress(OSError):
+                target.unlink()
+            raise
+
+    @contextlib.contextmanager
+    def _watching_sync(self) -> Generator[None]:
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in _DISK_FULL:
+                self._has_failed = True
+                log.critical("the disk failed; no file is stored until a restart", exc_info=error)
+            raise
+
+    def _require_sound(self) -> None:
+        if self._has_failed:
+            raise StorageUnavailable("an fsync has failed since the start")
+
+    async def read(self, key: str, start: int, end: int) -> AsyncGenerator[bytes]:
+        with system_errors_as_unavailable("cannot read a file"):
+            try:
+                file = self._path(key).open("rb", buffering=0)
+            except FileNotFoundError:
+                raise BlobMissing(key) from None
+            with file:
+                file.seek(start)
+                remaining = end - start
+                # A small blob is read faster here than a thread is woken.
+                inline = remaining <= _INLINE_BYTES
+                while remaining > 0:
+                    size = min(_PIECE_BYTES, remaining)
+                    piece = file.read(size) if inline else await asyncio.to_thread(file.read, size)
+                    if not piece:
+                        raise BlobMissing(f"{key} is shorter than recorded")
+                    remaining -= len(piece)
+                    yield piece
 
     @asynccontextmanager
     async def local_copy(self, key: str) -> AsyncIterator[Path]:
         path = self._path(key)
-        if not await asyncio.to_thread(path.exists):
+        with system_errors_as_unavailable("cannot read a file"):
+            exists = await asyncio.to_thread(path.exists)
+        if not exists:
             raise BlobMissing(key)
         yield path
 
     async def delete(self, key: str) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            await asyncio.to_thread(self._path(key).unlink)
+        with system_errors_as_unavailable("cannot delete a file"):
+            await asyncio.to_thread(self._path(key).unlink, missing_ok=True)
+
+    async def list_blobs(self) -> AsyncGenerator[list[StoredBlob]]:
+        with system_errors_as_unavailable("cannot list the files"):
+            async with aclosing(_in_pages(self._walk())) as pages:
+                async for page in pages:
+                    yield page
+
+    def _walk(self) -> Generator[StoredBlob]:
+        for number in range(256):
+            with os.scandir(self._blobs / f"{number:02x}") as entries:
+                for entry in entries:
+                    if is_id(entry.name):
+                        with contextlib.suppress(FileNotFoundError):
+                            modified = entry.stat().st_mtime
+                            yield StoredBlob(entry.name, datetime.fromtimestamp(modified, UTC))
+
+    async def remove_unfinished(self, before: datetime) -> None:
+        with system_errors_as_unavailable("cannot remove staged files"):
+            await asyncio.to_thread(remove_older, self.staging_dir, before)
 
     async def check(self) -> None:
-        await asyncio.to_thread(_try_to_write, self.staging_dir)
+        self._require_sound()
+        with system_errors_as_unavailable("cannot write to the disk"):
+            await asyncio.to_thread(try_to_write, self.staging_dir)
 
-
-def _store_durably(staged: Path, target: Path) -> None:
-    with staged.open("rb+") as file:
-        os.fsync(file.fileno())
-    staged.rename(target)
-    _sync_directory(target.parent)
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _try_to_write(directory: Path) -> None:
-    probe = directory / f".probe-{os.getpid()}"
-    probe.write_bytes(b"x")
-    probe.unlink()
+    async def close(self) -> None:
+        pass
