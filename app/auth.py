@@ -1,16 +1,20 @@
-"""Who is asking: private keys over Basic auth, and client-side upload signatures (v1).
+"""Who is asking: private keys over Basic auth, client-side upload signatures (v1), tokens (v2).
 
-Source: the contract's sections 1.1 and 1.2, on which every message here depends byte for byte.
+Source: the contract's sections 1.1 to 1.3, on which every message here depends byte for byte.
 """
 
 import base64
 import binascii
 import hashlib
 import hmac
+import json
 import re
 from collections.abc import Mapping
 from datetime import datetime, timedelta
+from typing import Any
 
+import jwt
+from jwt.algorithms import HMACAlgorithm
 from sqlalchemy import Table, Text, delete
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Mapped, mapped_column
@@ -23,6 +27,7 @@ SIGNATURE_FIELDS = ("publicKey", "token", "expire", "signature")
 LONGEST_EXPIRE_SECONDS = 3600
 _MAX_HEADER_CHARACTERS = 4096
 _MAX_TOKEN_CHARACTERS = 1000
+_MAX_JWT_CHARACTERS = 128 * 1024
 
 _INVALID_EXPIRE = (
     "Your request contains invalid expire parameter. Expire parameter should be a Unix time in "
@@ -50,6 +55,22 @@ class NoKey(ApiError):
 class UnknownKey(ApiError):
     def __init__(self) -> None:
         super().__init__(403, "Your account cannot be authenticated.")
+
+
+class _AnyKeyLength(HMACAlgorithm):
+    """Key pairs are what the operator made them; PyJWT would warn of short ones at each token."""
+
+    def check_key_length(self, key: bytes) -> str | None:
+        return None
+
+
+_JWS = jwt.PyJWS(algorithms=[])
+_JWS.register_algorithm("HS256", _AnyKeyLength(HMACAlgorithm.SHA256))
+
+
+class InvalidToken(BadRequest):
+    def __init__(self) -> None:
+        super().__init__("Your request has invalid token.")
 
 
 class Authenticator:
@@ -106,6 +127,47 @@ class Authenticator:
                 "Your request contains a token parameter that has been used before. "
                 "Every upload needs a token of its own."
             )
+
+    async def require_upload_token(self, fields: Mapping[str, str]) -> None:
+        """Checks a client-side upload's JSON web token (v2) and uses it up.
+
+        Its payload holds every other field as a string. Raises BadRequest (400).
+        """
+        token = fields.get("token")
+        if not token:
+            raise BadRequest("Your request is missing token parameter.")
+        claims = self._verified_claims(token)
+        issued_at, expires_at = claims.pop("iat"), claims.pop("exp")
+        now = self._db.clock.wall()
+        if expires_at <= now.timestamp():
+            raise BadRequest("Your request contains expired token.")
+        if not 0 < expires_at - issued_at <= LONGEST_EXPIRE_SECONDS:
+            raise InvalidToken
+        if claims != {name: value for name, value in fields.items() if name != "token"}:
+            raise BadRequest(
+                "Your request contains invalid payload. It does not match with the payload used "
+                "to generate token."
+            )
+        lasts = timedelta(seconds=expires_at - now.timestamp())
+        if not await self._db.write(_use_token, _digest(token).hex(), now + lasts):
+            raise InvalidToken
+
+    def _verified_claims(self, token: str) -> dict[str, Any]:
+        """Raises InvalidToken."""
+        if len(token) > _MAX_JWT_CHARACTERS:
+            raise InvalidToken
+        try:
+            key_id = _JWS.get_unverified_header(token).get("kid")
+            private_key = self._private_by_public[key_id]
+            claims = json.loads(_JWS.decode(token, private_key, algorithms=["HS256"]))
+        except (jwt.PyJWTError, KeyError, TypeError, ValueError, RecursionError):
+            raise InvalidToken from None
+        if not isinstance(claims, dict):
+            raise InvalidToken
+        for name in ("iat", "exp"):
+            if isinstance(claims.get(name), bool) or not isinstance(claims.get(name), int):
+                raise InvalidToken
+        return claims
 
     def _checked_expire(self, expire: str) -> datetime:
         if not re.fullmatch(r"[0-9]{1,12}", expire):

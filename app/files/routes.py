@@ -11,7 +11,7 @@ from app.files import openapi
 from app.files.library import MediaLibrary
 from app.files.names import sanitise_folder_path
 from app.files.schemas import LISTED_TYPES, NOT_YET, SORT_FIELDS, ListQuery
-from app.files.upload import Uploader
+from app.files.upload import Uploader, UploadVersion
 from app.logs import request_id
 
 MAX_LIMIT = 1000
@@ -46,7 +46,15 @@ async def upload_file(request: Request) -> Response:
     return JsonResponse(await uploader.upload(request, request_id()))
 
 
+@upload_router.post("/api/v2/files/upload", **openapi.UPLOAD)
+async def upload_file_v2(request: Request) -> Response:
+    """As v1, but a client without a private key sends a JSON web token in `token`."""
+    uploader: Uploader = request.app.state.uploader
+    return JsonResponse(await uploader.upload(request, request_id(), UploadVersion.V2))
+
+
 @upload_router.options("/api/v1/files/upload", include_in_schema=False)
+@upload_router.options("/api/v2/files/upload", include_in_schema=False)
 async def upload_options() -> Response:
     return Response(status_code=204, headers={"allow": "POST, OPTIONS"})
 

@@ -1,6 +1,7 @@
 """One upload, end to end: stream in, validate, store, run the extensions, respond."""
 
 import asyncio
+import enum
 from typing import Any
 
 import structlog
@@ -28,9 +29,18 @@ from app.storage.base import Storage
 log = structlog.get_logger(__name__)
 
 _BOTH_WAYS = (
-    "Your request contains both signature and basic auth parameter. Use only one method, you "
+    "Your request contains both {} and basic auth parameter. Use only one method, you "
     "might be exposing your private API key."
 )
+
+
+class UploadVersion(enum.Enum):
+    V1 = "signature"
+    V2 = "token"
+
+    @property
+    def signing_field(self) -> str:
+        return self.value
 
 
 class Uploader:
@@ -56,14 +66,19 @@ class Uploader:
         self._limits = limits
         self._admission = admission
 
-    async def upload(self, request: Request, request_id: str) -> dict[str, Any]:
-        """The answer to one upload. Raises ApiError."""
+    async def upload(
+        self, request: Request, request_id: str, version: UploadVersion = UploadVersion.V1
+    ) -> dict[str, Any]:
+        """The answer to one upload. The versions differ in how clients without a key sign.
+
+        Raises ApiError.
+        """
         api_key = self._private_key(request)
         with self._admission.one():
             staging = Staging(self._storage.staging_dir, self._limits.max_bytes)
             try:
                 form = await read_upload_form(request, staging, self._limits)
-                await self._authenticate_form(form, api_key)
+                await self._authenticate_form(form, api_key, version)
                 upload = self._validate(form)
                 staged = await self._finish_file(form, staging)
                 key = self._idempotency_key(request, api_key, form, staged)
@@ -82,12 +97,18 @@ class Uploader:
             return None
         return self._authenticator.require_private_key(authorization)
 
-    async def _authenticate_form(self, form: UploadForm, api_key: str | None) -> None:
-        if api_key is None:
+    async def _authenticate_form(
+        self, form: UploadForm, api_key: str | None, version: UploadVersion
+    ) -> None:
+        if api_key is not None:
+            if version.signing_field in form.fields:
+                raise BadRequest(_BOTH_WAYS.format(version.signing_field))
+            return
+        if version is UploadVersion.V1:
             await self._authenticator.require_upload_signature(form.fields)
-            self._restrict_client(form)
-        elif "signature" in form.fields:
-            raise BadRequest(_BOTH_WAYS)
+        else:
+            await self._authenticator.require_upload_token(form.fields)
+        self._restrict_client(form)
 
     def _restrict_client(self, form: UploadForm) -> None:
         """A browser's upload may be kept from costing money or calling other servers."""
