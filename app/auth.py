@@ -158,7 +158,7 @@ class Authenticator:
             raise InvalidToken
         try:
             key_id = _JWS.get_unverified_header(token).get("kid")
-            private_key = self._private_by_public[key_id]
+            private_key = self._private_by_public[str(key_id)]
             claims = json.loads(_JWS.decode(token, private_key, algorithms=["HS256"]))
         except (jwt.PyJWTError, KeyError, TypeError, ValueError, RecursionError):
             raise InvalidToken from None

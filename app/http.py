@@ -11,12 +11,15 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import metrics
+from app.errors import ApiError, error_response
 from app.logs import bind_request_id, unbind_request_id
 
 log = structlog.get_logger(__name__)
 
 REQUEST_ID_HEADER = "x-ik-requestid"
 DROP_SECONDS = 1.0
+MAX_HEADER_BYTES = 64 * 1024
+MAX_HEADERS = 200
 
 
 class RequestLog:
@@ -58,6 +61,27 @@ class RequestLog:
                 elapsed_ms=round((time.monotonic() - started) * 1000, 1),
             )
             unbind_request_id(token)
+
+
+class HeaderLimit:
+    """Refuses a header that no client of ours needs: the server below has no limit of its own."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and _is_too_large(scope["headers"]):
+            error = ApiError(
+                431, "Your request's header is too large.", headers={"connection": "close"}
+            )
+            await error_response(error)(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
+
+
+def _is_too_large(headers: list[tuple[bytes, bytes]]) -> bool:
+    size = sum(len(name) + len(value) for name, value in headers)
+    return size > MAX_HEADER_BYTES or len(headers) > MAX_HEADERS
 
 
 class RefusedBodies:

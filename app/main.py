@@ -35,7 +35,7 @@ from app.files.routes import upload_router
 from app.files.tagging import FileTagging, WebhookRules
 from app.files.upload import Uploader
 from app.files.urls import FileUrls
-from app.http import RefusedBodies, RequestLog, TrailingSlash, UploadCors
+from app.http import HeaderLimit, RefusedBodies, RequestLog, TrailingSlash, UploadCors
 from app.ids import new_id
 from app.images import ImagePool
 from app.jobs import DueLoop, keep_leases, release_leases
@@ -209,7 +209,7 @@ def create_app(resources: Resources) -> ASGIApp:
     app.include_router(delivery_router)
     generate = app.openapi
     app.openapi = lambda: openapi.complete(generate())  # type: ignore[method-assign]
-    return RequestLog(RefusedBodies(TrailingSlash(UploadCors(app))))
+    return RequestLog(HeaderLimit(RefusedBodies(TrailingSlash(UploadCors(app)))))
 
 
 def _uploader(resources: Resources, authenticator: Authenticator) -> Uploader:
