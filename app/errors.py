@@ -8,6 +8,7 @@ import orjson
 import structlog
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
+from sqlalchemy.exc import OperationalError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -70,6 +71,7 @@ def install_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, _on_validation_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(ClientDisconnect, _on_disconnect)
+    app.add_exception_handler(OperationalError, _on_database_failure)
     app.add_exception_handler(Exception, _on_unknown)
 
 
@@ -94,6 +96,18 @@ async def _on_disconnect(request: Request, error: Exception) -> Response:
     """Nobody reads this answer."""
     log.info("client went away")
     return error_response(BadRequest("Your request ended before its body did."))
+
+
+async def _on_database_failure(request: Request, error: Exception) -> Response:
+    """The disk is full or the database is away: the same request may go through later."""
+    log.error("the database failed", exc_info=error)
+    return error_response(
+        ApiError(
+            503,
+            "The database cannot be used at the moment. Please try again later.",
+            headers={"retry-after": "5"},
+        )
+    )
 
 
 async def _on_unknown(request: Request, error: Exception) -> Response:

@@ -45,7 +45,7 @@ async def load_keys(db: Database, settings: Settings) -> Keys:
     pairs, source = await _pairs(db, settings)
     if settings.webhook_secret is not None:
         return Keys(pairs, settings.webhook_secret.get_secret_value(), source, "environment")
-    secret = await db.write(_kept, "webhook_secret", new_webhook_secret())
+    secret = await db.write(kept_secret, "webhook_secret", new_webhook_secret())
     return Keys(pairs, secret, source, "generated, kept in the database")
 
 
@@ -57,12 +57,12 @@ async def _pairs(db: Database, settings: Settings) -> tuple[tuple[KeyPair, ...],
     if settings.is_loopback:
         pair = KeyPair(DEVELOPMENT_PUBLIC_KEY, DEVELOPMENT_PRIVATE_KEY)
         return (pair,), "fixed for development on loopback"
-    public = await db.write(_kept, "public_key", f"public_{secrets.token_urlsafe(24)}")
-    private = await db.write(_kept, "private_key", f"private_{secrets.token_urlsafe(24)}")
+    public = await db.write(kept_secret, "public_key", f"public_{secrets.token_urlsafe(24)}")
+    private = await db.write(kept_secret, "private_key", f"private_{secrets.token_urlsafe(24)}")
     return (KeyPair(public, private),), "generated, kept in the database"
 
 
-def _kept(tx: Tx, name: str, value: str) -> str:
+def kept_secret(tx: Tx, name: str, value: str) -> str:
     """The value kept under `name`: the given one if there was none yet."""
     insert = postgresql.insert if tx.is_postgres else sqlite.insert
     tx.execute(insert(generated_secrets).values(name=name, value=value).on_conflict_do_nothing())

@@ -2,16 +2,16 @@
 
 import asyncio
 import contextlib
-import time
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from datetime import UTC, datetime
 from typing import Any
 
 import structlog
 from fastapi import FastAPI
 from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp
 
@@ -23,7 +23,7 @@ from app.delivery.routes import Delivery
 from app.delivery.routes import router as delivery_router
 from app.delivery.thumbnails import Thumbnails
 from app.delivery.transformations import THUMBNAIL_BOX_PX
-from app.errors import ApiError, JsonResponse, install_error_handlers
+from app.errors import ApiError, JsonResponse, error_response, install_error_handlers
 from app.extensions.models import answers, runs
 from app.extensions.tagger import Tagger, open_tagger
 from app.files import openapi
@@ -32,6 +32,7 @@ from app.files.form import UploadLimits
 from app.files.library import MediaLibrary
 from app.files.routes import router as files_router
 from app.files.routes import upload_router
+from app.files.sweep import Sweep
 from app.files.tagging import FileTagging, WebhookRules
 from app.files.upload import Uploader
 from app.files.urls import FileUrls
@@ -40,19 +41,23 @@ from app.ids import new_id
 from app.images import ImagePool
 from app.jobs import DueLoop, keep_leases, release_leases
 from app.keys import Keys, load_keys
+from app.operations.routes import Operations
+from app.operations.routes import router as operations_router
 from app.outbound import AddressGuard, Outbound
 from app.queues import gauge_queues, oldest_due_seconds
 from app.schema import require_current
 from app.settings import Settings
-from app.storage.base import Storage
-from app.storage.local import LocalStorage
+from app.storage.base import Storage, StorageUnavailable
+from app.storage.disk import remove_older
+from app.storage.opening import open_storage
 from app.webhooks.models import deliveries
 from app.webhooks.sender import WebhookSender
 
 log = structlog.get_logger(__name__)
 
-ABANDONED_SECONDS = 3600.0
-_LEASED = (runs, deliveries, answers)
+_NEVER = datetime.max.replace(tzinfo=UTC)
+_RENEWED = (runs, deliveries)
+_LEASED = (*_RENEWED, answers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,11 +107,11 @@ async def open_resources(
         stack.push_async_callback(db.close)
         owner = new_id()
         await db.write(release_leases, _LEASED, None if is_sqlite(url) else owner)
-        storage = LocalStorage(settings.storage_dir.resolve())
-        await storage.open()
-        await asyncio.to_thread(
-            _remove_abandoned, storage.staging_dir, 0.0 if is_sqlite(url) else ABANDONED_SECONDS
-        )
+        storage = await open_storage(settings)
+        stack.push_async_callback(storage.close)
+        if is_sqlite(url):
+            # Nobody else writes there; what other replicas may write to, the sweep removes.
+            await asyncio.to_thread(remove_older, storage.staging_dir, _NEVER)
         keys = await load_keys(db, settings)
         if images is None:
             images = ImagePool(max_pixels=settings.max_pixels)
@@ -141,7 +146,12 @@ async def open_resources(
         stack.push_async_callback(_give_back, db, owner)
         stack.push_async_callback(tagging.close)
         await stack.enter_async_context(
-            _running(run_loop.run(), webhook_loop.run(), keep_leases(db, _LEASED, owner))
+            _running(
+                run_loop.run(),
+                webhook_loop.run(),
+                keep_leases(db, _RENEWED, owner),
+                Sweep(db, storage).run(),
+            )
         )
         yield Resources(
             settings,
@@ -173,15 +183,6 @@ async def _give_back(db: Database, owner: str) -> None:
     await db.write(release_leases, _LEASED, owner)
 
 
-def _remove_abandoned(directory: Path, older_than_seconds: float) -> None:
-    """Staged files whose upload died with its process."""
-    oldest = time.time() - older_than_seconds
-    for path in directory.iterdir():
-        with contextlib.suppress(FileNotFoundError):
-            if path.stat().st_mtime <= oldest:
-                path.unlink()
-
-
 def create_app(resources: Resources) -> ASGIApp:
     """The web application over what is open already."""
     app = FastAPI(
@@ -202,14 +203,30 @@ def create_app(resources: Resources) -> ASGIApp:
         resources.keys,
         resources.settings.imagekit_id,
     )
+    app.state.operations = Operations(
+        resources.db, resources.tagging.on_due_run, resources.tagging.on_delivery
+    )
     install_error_handlers(app)
+    app.add_exception_handler(StorageUnavailable, _on_storage_unavailable)
     app.include_router(upload_router)
     app.include_router(files_router)
+    app.include_router(operations_router)
     _add_health(app, resources)
     app.include_router(delivery_router)
     generate = app.openapi
     app.openapi = lambda: openapi.complete(generate())  # type: ignore[method-assign]
     return RequestLog(HeaderLimit(RefusedBodies(TrailingSlash(UploadCors(app)))))
+
+
+async def _on_storage_unavailable(request: Request, error: Exception) -> Response:
+    log.error("storage unavailable", exc_info=error)
+    return error_response(
+        ApiError(
+            503,
+            "Files cannot be stored or read at the moment. Please try again later.",
+            headers={"retry-after": "5"},
+        )
+    )
 
 
 def _uploader(resources: Resources, authenticator: Authenticator) -> Uploader:

@@ -4,6 +4,7 @@ A provider's own settings live in its file under `app/extensions/providers/`.
 """
 
 import ipaddress
+import re
 from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
@@ -25,6 +26,9 @@ ENV_PREFIX = "LOUPE_"
 RESERVED_IDS = frozenset({"api", "docs", "healthz", "metrics", "readyz", "redoc", "v1"})
 DEVELOPMENT_PRIVATE_KEY = "private_loupe_development"
 DEVELOPMENT_PUBLIC_KEY = "public_loupe_development"
+
+_BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
+_S3_PREFIX = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)*", re.ASCII)
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 T = TypeVar("T", bound=BaseSettings)
@@ -129,8 +133,10 @@ class Settings(BaseSettings):
     @field_validator("storage_url")
     @classmethod
     def _storage_is_known(cls, value: str) -> str:
+        if value.startswith("s3://"):
+            return "s3://" + "/".join(part for part in split_s3_url(value) if part)
         if value and not value.startswith("file:///"):
-            raise ValueError("should be file:// and an absolute path")
+            raise ValueError("should be file:// and an absolute path, or s3://bucket/prefix")
         return value
 
     @field_validator("webhook_secret")
@@ -167,7 +173,12 @@ class Settings(BaseSettings):
         return self.database_url.get_secret_value() or f"sqlite:///{self.data_dir / 'loupe.db'}"
 
     @property
+    def is_storage_local(self) -> bool:
+        return not self.storage_url.startswith("s3://")
+
+    @property
     def storage_dir(self) -> Path:
+        """Where blobs are kept, if the storage is local."""
         return (
             Path(urlsplit(self.storage_url).path) if self.storage_url else self.data_dir / "files"
         )
@@ -190,11 +201,26 @@ class Settings(BaseSettings):
         keys = "the development pair" if self.is_loopback else "generated, see `python -m app keys`"
         return {
             "database_url": SecretStr(self.sqlalchemy_url),
-            "storage_url": f"file://{self.storage_dir.resolve()}",
+            "storage_url": f"file://{self.storage_dir.resolve()}"
+            if self.is_storage_local
+            else self.storage_url,
             "public_url": self.base_url,
             **({} if self.private_keys else {"private_keys": keys, "public_keys": keys}),
             **({} if self.webhook_secret else {"webhook_secret": "generated once"}),
         }
+
+
+def split_s3_url(url: str) -> tuple[str, str]:
+    """Bucket and prefix, which may be empty and has no slash at its ends. Raises ValueError."""
+    bucket, _, prefix = url.removeprefix("s3://").partition("/")
+    if not _BUCKET.fullmatch(bucket):
+        raise ValueError("should name a bucket as S3 allows it, such as s3://my-bucket/prefix")
+    prefix = prefix.removesuffix("/")
+    if prefix and not _S3_PREFIX.fullmatch(prefix):
+        raise ValueError(
+            "should have a prefix of letters, digits and . _ - with single slashes between"
+        )
+    return bucket, prefix
 
 
 def load_settings(settings_class: type[T], **overrides: Any) -> T:

@@ -17,6 +17,7 @@ from app.clock import Clock
 from app.images import ImagePool
 from app.settings import Settings, load_settings
 from tests.emulators.rekognition import RekognitionEmulator
+from tests.emulators.s3 import S3Emulator
 from tests.emulators.vision import VisionEmulator
 from tests.postgres import Postgres, is_available, running_postgres
 from tests.server import EventLoop, LoupeServer
@@ -158,6 +159,20 @@ def rekognition(monkeypatch: pytest.MonkeyPatch) -> Iterator[RekognitionEmulator
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
         monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
         yield emulator
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[S3Emulator]:
+    with S3Emulator() as emulator:
+        yield emulator
+
+
+@pytest.fixture
+def s3(s3_server: S3Emulator, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Emulator]:
+    """An S3 server for `LOUPE_STORAGE_URL=s3://...`; each test makes a bucket of its own."""
+    s3_server.set_environment(monkeypatch)
+    yield s3_server
+    s3_server.faults.clear()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

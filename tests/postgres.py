@@ -74,7 +74,7 @@ def running_postgres() -> Iterator[Postgres]:
 def _serve(binaries: Path, directory: Path, user: str | None) -> Iterator[Postgres]:
     cluster = directory / "cluster"
     _run([binaries / "initdb", "-D", cluster, "-U", "loupe", "-A", "trust", "-E", "UTF8"], user)
-    port = _free_port()
+    port = free_port()
     options = (
         f"-c port={port} -c listen_addresses=127.0.0.1 -c unix_socket_directories='' "
         "-c fsync=off -c full_page_writes=off -c max_connections=400"
@@ -112,7 +112,7 @@ def _run(command: Sequence[Path | str], user: str | None) -> None:
     )
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port: int = free.getsockname()[1]

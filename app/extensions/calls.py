@@ -34,12 +34,14 @@ class CallPolicy:
     """How one extension's provider may be called.
 
     provider: the name and answer version that answers are kept under. keep_seconds: 0 keeps none.
-    monthly_calls, calls_per_second: 0 is no limit.
+    claim_seconds: how long a call can last at most; its claim is not renewed, so that one which
+    could not be ended ends by itself. monthly_calls, calls_per_second: 0 is no limit.
     """
 
     extension: str
     provider: str
     keep_seconds: float
+    claim_seconds: float
     monthly_calls: int
     calls_per_second: float
     exhausted: BudgetExhausted
@@ -75,22 +77,25 @@ class TooSoon:
 Admission = Answer | Granted | Held | TooSoon | NotNow | Failed
 
 
-def stored_answer(tx: Tx, key: str) -> Answer | None:
+def stored_answer(tx: Tx, key: str) -> Answer | Held | None:
     row = tx.execute(
         select(answers.c.labels, answers.c.model_version).where(
-            answers.c.key == key, answers.c.labels.is_not(None), answers.c.expires_at > tx.now()
+            answers.c.key == key,
+            or_(answers.c.expires_at > tx.now(), answers.c.lease_until >= tx.now()),
         )
     ).one_or_none()
     if row is None:
         return None
+    if row.labels is None:
+        return Held()
     labels = [Label(name, confidence) for name, confidence in row.labels]
     return Answer(labels, row.model_version)
 
 
-def reuse_answer(tx: Tx, policy: CallPolicy, key: str) -> Answer | None:
+def reuse_answer(tx: Tx, policy: CallPolicy, key: str) -> Answer | Held | None:
     """The stored answer, counted as a reuse."""
     known = stored_answer(tx, key)
-    if known is not None:
+    if isinstance(known, Answer):
         _count(tx, policy.extension, tx.clock.wall().date(), reused=1)
     return known
 
@@ -102,19 +107,20 @@ def admit(tx: Tx, policy: CallPolicy, key: str, owner: str) -> Admission:
         if known is not None:
             return known
     state = _state(tx, policy.extension, lock=policy.needs_lock)
+    if state.opened_until is not None:
+        state = _state(tx, policy.extension, lock=True)
+    day = tx.clock.wall().date()
+    refusal = (
+        _check_breaker(tx, state) or _check_cap(tx, policy, day) or _take_turn(tx, policy, state)
+    )
+    if refusal is not None:
+        return refusal
     is_probe = state.opened_until is not None
     if is_probe:
-        state = _state(tx, policy.extension, lock=True)
-        refusal = _pass_breaker(tx, state)
-        if refusal is not None:
-            return refusal
-    day = tx.clock.wall().date()
-    not_yet = _check_cap(tx, policy, day) or _take_turn(tx, policy)
-    if not_yet is not None:
-        return not_yet
+        _set(tx, policy.extension, opened_until=tx.now(PROBE_SECONDS))
     _count(tx, policy.extension, day, calls=1)
     if policy.keep_seconds:
-        _claim_answer(tx, key, owner)
+        _claim_answer(tx, policy, key, owner)
     return Granted(day, is_probe)
 
 
@@ -134,13 +140,19 @@ def _known_or_held(tx: Tx, policy: CallPolicy, key: str) -> Answer | Held | None
             ),
         )
     )
-    held = tx.execute(select(answers.c.key).where(answers.c.key == key)).first()
-    return Held() if held is not None else None
+    return None
 
 
-def _claim_answer(tx: Tx, key: str, owner: str) -> None:
+def _claim_answer(tx: Tx, policy: CallPolicy, key: str, owner: str) -> None:
     """On PostgreSQL a race for the key ends in a unique violation, and the loser runs again."""
-    tx.execute(insert(answers).values(key=key, created_at=tx.clock.now(), **jobs.lease(tx, owner)))
+    tx.execute(
+        insert(answers).values(
+            key=key,
+            created_at=tx.clock.now(),
+            lease_until=tx.now(policy.claim_seconds),
+            lease_owner=owner,
+        )
+    )
 
 
 def record_answer(tx: Tx, policy: CallPolicy, key: str, owner: str, answer: Answer) -> None:
@@ -157,14 +169,7 @@ def record_answer(tx: Tx, policy: CallPolicy, key: str, owner: str, answer: Answ
                 )
             )
         )
-    tx.execute(
-        update(provider_states)
-        .where(
-            provider_states.c.extension == policy.extension,
-            or_(provider_states.c.failures_in_row > 0, provider_states.c.opened_until.is_not(None)),
-        )
-        .values(failures_in_row=0, opened_until=None, cooldown_seconds=0.0, opened_for=None)
-    )
+    _close(tx, policy.extension)
 
 
 def record_failure(
@@ -172,17 +177,29 @@ def record_failure(
 ) -> None:
     """The call brought nothing: its claim ends, its unit may come back, the breaker may open.
 
-    error: None when the call was given up before it ended.
+    error: None when the call was given up before it ended. Rows are locked in the order in which
+    `admit` locks them.
     """
+    if error is not None:
+        if error.retryable or error.reason is Reason.CREDENTIALS:
+            _trip(tx, policy.extension, granted, error.reason)
+        else:
+            _close(tx, policy.extension)  # the provider answered, if only to refuse this picture
+        if not error.was_sent or error.reason in _UNIT_GIVEN_BACK:
+            _count(tx, policy.extension, granted.day, calls=-1)
+    _end_claim(tx, key, owner)
+
+
+def withdraw(tx: Tx, policy: CallPolicy, key: str, owner: str, granted: Granted) -> None:
+    """The call will not be made: all that `admit` took is given back."""
+    if granted.is_probe:
+        _set(tx, policy.extension, opened_until=tx.now())
+    _count(tx, policy.extension, granted.day, calls=-1)
+    _end_claim(tx, key, owner)
+
+
+def _end_claim(tx: Tx, key: str, owner: str) -> None:
     tx.execute(delete(answers).where(answers.c.key == key, answers.c.lease_owner == owner))
-    if error is None:
-        return
-    if not error.was_sent or error.reason in _UNIT_GIVEN_BACK:
-        _count(tx, policy.extension, granted.day, calls=-1)
-    if error.retryable or error.reason is Reason.CREDENTIALS:
-        _trip(tx, policy.extension, granted, error.reason)
-    elif granted.is_probe:
-        _close(tx, policy.extension)  # the provider answered, if only to refuse this picture
 
 
 def _state(tx: Tx, extension: str, *, lock: bool) -> Row[Any]:
@@ -199,17 +216,16 @@ def _state(tx: Tx, extension: str, *, lock: bool) -> Row[Any]:
     return tx.execute(statement.with_for_update() if lock else statement).one()
 
 
-def _pass_breaker(tx: Tx, state: Row[Any]) -> NotNow | Failed | None:
-    """None lets the caller through, as the one probe of an open breaker or because it closed."""
-    if state.opened_until is None:
-        return None
-    seconds = _seconds_until(tx, state.opened_until)
+def _check_breaker(tx: Tx, state: Row[Any]) -> NotNow | Failed | None:
+    """None lets the caller through: the breaker is closed, or it is time for a probe."""
+    seconds = 0.0 if state.opened_until is None else _seconds_until(tx, state.opened_until)
     if seconds <= 0:
-        _set(tx, state.extension, opened_until=tx.now(PROBE_SECONDS))
         return None
     if state.opened_for == Reason.CREDENTIALS:
         return Failed(Reason.CREDENTIALS, "The provider refuses this server's credentials.")
     reason = Reason(state.opened_for or Reason.UNAVAILABLE)
+    # No longer, since the probe under way may close it; nobody claims the run before that.
+    seconds = min(seconds, FIRST_COOLDOWN_SECONDS)
     return NotNow(seconds, reason, "The provider keeps failing; calls are held back for a while.")
 
 
@@ -236,7 +252,14 @@ def _trip(tx: Tx, extension: str, granted: Granted, reason: Reason) -> None:
 
 
 def _close(tx: Tx, extension: str) -> None:
-    _set(tx, extension, failures_in_row=0, opened_until=None, cooldown_seconds=0, opened_for=None)
+    tx.execute(
+        update(provider_states)
+        .where(
+            provider_states.c.extension == extension,
+            or_(provider_states.c.failures_in_row > 0, provider_states.c.opened_until.is_not(None)),
+        )
+        .values(failures_in_row=0, opened_until=None, cooldown_seconds=0.0, opened_for=None)
+    )
 
 
 def _set(tx: Tx, extension: str, **values: Any) -> None:
@@ -268,11 +291,10 @@ def _check_cap(tx: Tx, policy: CallPolicy, day: date) -> NotNow | Failed | None:
     return NotNow(seconds, Reason.BUDGET, message, extends_deadline=True)
 
 
-def _take_turn(tx: Tx, policy: CallPolicy) -> TooSoon | None:
-    """One call each 1/rate seconds, over all replicas; the caller holds the state's row."""
+def _take_turn(tx: Tx, policy: CallPolicy, state: Row[Any]) -> TooSoon | None:
+    """One call each 1/rate seconds, over all replicas. state: its row, locked."""
     if not policy.calls_per_second:
         return None
-    state = _state(tx, policy.extension, lock=True)
     seconds = 0.0 if state.next_call_at is None else _seconds_until(tx, state.next_call_at)
     if seconds > 0:
         return TooSoon(seconds)
@@ -304,11 +326,17 @@ def _count(
 
 
 def callable_now(tx: Tx, limits: dict[str, int]) -> dict[str, int]:
-    """`limits` without the extensions whose breaker is open; one probe for each that may close."""
+    """`limits` without the extensions whose breaker is open; one probe for each that may close.
+
+    Bad credentials hold nothing back: runs fail at once then.
+    """
     rows = tx.execute(
         select(
             provider_states.c.extension, (provider_states.c.opened_until <= tx.now()).label("probe")
-        ).where(provider_states.c.opened_until.is_not(None))
+        ).where(
+            provider_states.c.opened_until.is_not(None),
+            provider_states.c.opened_for != Reason.CREDENTIALS,
+        )
     )
     open_ones = {row.extension: 1 if row.probe else 0 for row in rows}
     return {e: min(limit, open_ones.get(e, limit)) for e, limit in limits.items()}

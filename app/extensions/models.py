@@ -26,6 +26,9 @@ class ExtensionRun(Leased, Base):
     __tablename__ = "extension_runs"
     __table_args__ = (
         UniqueConstraint("version_id", "extension", "number"),
+        Index(None, "created_at", "id"),
+        Index(None, "file_id", "created_at", "id"),
+        Index(None, "status", "created_at", "id"),
         Index(
             "ix_extension_runs_due",
             "extension",

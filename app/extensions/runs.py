@@ -35,7 +35,7 @@ def start_runs(
     """
     if not wanted:
         return []
-    numbers = _latest_numbers(tx, version_id)
+    numbers = latest_numbers(tx, version_id)
     created_at = tx.clock.now()
     return [
         tx.execute(
@@ -65,7 +65,8 @@ def start_runs(
     ]
 
 
-def _latest_numbers(tx: Tx, version_id: str) -> dict[str, int]:
+def latest_numbers(tx: Tx, version_id: str) -> dict[str, int]:
+    """extension -> number of its latest run on this version."""
     latest = select(runs.c.extension, func.max(runs.c.number)).where(
         runs.c.version_id == version_id
     )

@@ -11,6 +11,7 @@ from app import metrics
 from app.db import Database
 from app.extensions.calls import (
     HELD_RETRY_SECONDS,
+    Admission,
     CallPolicy,
     Granted,
     Held,
@@ -20,6 +21,7 @@ from app.extensions.calls import (
     record_failure,
     reuse_answer,
     stored_answer,
+    withdraw,
 )
 from app.extensions.outcomes import Failed, NotNow, Outcome, Succeeded, TryAgain
 from app.extensions.provider import (
@@ -39,7 +41,9 @@ from app.settings import Settings, SettingsError
 log = structlog.get_logger(__name__)
 
 OFF = "off"
-LONGEST_WAIT_SECONDS = 0.1
+HELD_LOOK_SECONDS = 0.1
+# A call ends at its deadline; the record of it takes no longer than this.
+RECORD_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,10 +126,14 @@ class Tagger:
         while True:
             outcome = await self._try(backend, request, image, on_start)
             if isinstance(outcome, TooSoon | Held):
-                seconds = outcome.seconds if isinstance(outcome, TooSoon) else HELD_RETRY_SECONDS
                 if not can_wait:
+                    seconds = (
+                        outcome.seconds if isinstance(outcome, TooSoon) else HELD_RETRY_SECONDS
+                    )
                     return NotNow(seconds, Reason.UNAVAILABLE, "The run waits for its turn.")
-                await asyncio.sleep(min(seconds, LONGEST_WAIT_SECONDS))
+                await asyncio.sleep(
+                    outcome.seconds if isinstance(outcome, TooSoon) else HELD_LOOK_SECONDS
+                )
                 continue
             return outcome
 
@@ -143,11 +151,13 @@ class Tagger:
                 return await self._call(backend, request, image)
         key = backend.policy.key(image.jpeg)
         known = await self._stored(backend, key)
+        if isinstance(known, Held):
+            return known
         if known is not None:
             metrics.reused_answers.labels(backend.provider.name).inc()
             return _succeeded(request, known, backend.provider.name, 0)
         async with backend.slots:
-            admission = await self._db.write(admit, backend.policy, key, self._owner)
+            admission = await self._admit(backend.policy, key)
             if isinstance(admission, Answer):
                 metrics.reused_answers.labels(backend.provider.name).inc()
                 return _succeeded(request, admission, backend.provider.name, 0)
@@ -156,13 +166,25 @@ class Tagger:
             on_start()
             return await self._billed_call(backend, request, image, key, admission)
 
-    async def _stored(self, backend: Backend, key: str) -> Answer | None:
+    async def _stored(self, backend: Backend, key: str) -> Answer | Held | None:
         """Looked up before a slot is taken, so that a provider that hangs delays no reuse."""
         if not backend.policy.keep_seconds:
             return None
-        return await self._db.read(stored_answer, key) and await self._db.write(
-            reuse_answer, backend.policy, key
-        )
+        known = await self._db.read(stored_answer, key)
+        if isinstance(known, Answer):
+            return await self._db.write(reuse_answer, backend.policy, key)
+        return known
+
+    async def _admit(self, policy: CallPolicy, key: str) -> Admission:
+        """Undone if cancelled meanwhile: the claim and the unit would be nobody's."""
+        admitting = asyncio.ensure_future(self._db.write(admit, policy, key, self._owner))
+        try:
+            return await asyncio.shield(admitting)
+        except asyncio.CancelledError:
+            admission = await admitting
+            if isinstance(admission, Granted):
+                await self._db.write(withdraw, policy, key, self._owner, admission)
+            raise
 
     async def _billed_call(
         self,
@@ -324,6 +346,7 @@ async def _open_backend(
         extension,
         f"{name}:{provider.ANSWER_VERSION}",
         settings.result_ttl_days * 86400,
+        limits.timeout_seconds + RECORD_SECONDS,
         choice.monthly_calls,
         choice.calls_per_second,
         settings.budget_exhausted,

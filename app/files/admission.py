@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from app.errors import ApiError
+from app.storage.base import system_errors_as_unavailable
 
 RETRY_AFTER_SECONDS = 5
 
@@ -31,10 +32,12 @@ class Admission:
 
     @contextmanager
     def one(self) -> Iterator[None]:
-        """Raises NoRoom before anything of the body has been read."""
+        """Raises NoRoom and StorageUnavailable before anything of the body has been read."""
         if self._under_way >= self._max_concurrent:
             raise NoRoom("Too many uploads are under way. Please try again later.")
-        if shutil.disk_usage(self._directory).free < self._reserve_bytes:
+        with system_errors_as_unavailable("cannot tell what room there is"):
+            free_bytes = shutil.disk_usage(self._directory).free
+        if free_bytes < self._reserve_bytes:
             raise NoRoom("There is no room for uploads at the moment. Please try again later.")
         self._under_way += 1
         try:

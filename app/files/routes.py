@@ -24,7 +24,7 @@ def _library(request: Request) -> MediaLibrary:
     return library
 
 
-def _require_key(request: Request) -> None:
+def require_key(request: Request) -> None:
     authenticator: Authenticator = request.app.state.authenticator
     authenticator.require_private_key(request.headers.get("authorization"))
 
@@ -32,7 +32,7 @@ def _require_key(request: Request) -> None:
 Library = Annotated[MediaLibrary, Depends(_library)]
 
 upload_router = APIRouter(tags=["Upload"])
-router = APIRouter(prefix="/v1/files", tags=["Files"], dependencies=[Depends(_require_key)])
+router = APIRouter(prefix="/v1/files", tags=["Files"], dependencies=[Depends(require_key)])
 
 
 @upload_router.post("/api/v1/files/upload", **openapi.UPLOAD)
@@ -74,7 +74,7 @@ def _list_query(
         str | None, Query(alias="searchQuery", description="Not supported yet.")
     ] = None,
 ) -> ListQuery:
-    _check_page(skip, limit)
+    check_page(skip, limit)
     _check_kind(kind, search_query)
     if file_type not in ("all", "image", "non-image"):
         raise BadRequest(
@@ -96,7 +96,7 @@ def _list_query(
     )
 
 
-def _check_page(skip: int, limit: int) -> None:
+def check_page(skip: int, limit: int) -> None:
     if skip < 0:
         raise BadRequest(
             "The value of skip parameter should be greater than or equal to 0. "
@@ -139,7 +139,7 @@ async def file_details(library: Library, file_id: str) -> Response:
 @router.patch("/{file_id}/details", **openapi.UPDATE)
 async def update_file_details(library: Library, file_id: str, request: Request) -> Response:
     """Changes the keys that are sent; `removeAITags` first, then `extensions`."""
-    body = await _read_body(request)
+    body = await read_body(request)
     return JsonResponse(await library.update(file_id, body, request_id()))
 
 
@@ -150,7 +150,7 @@ async def delete_file(library: Library, file_id: str) -> Response:
     return Response(status_code=204)
 
 
-async def _read_body(request: Request) -> bytes:
+async def read_body(request: Request) -> bytes:
     body = bytearray()
     async for chunk in request.stream():
         body += chunk

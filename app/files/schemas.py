@@ -222,7 +222,7 @@ class UploadFields(Camel):
         """Raises BadRequest with one sentence that names the field."""
         if "fileName" not in fields:
             raise BadRequest("Your request is missing fileName parameter.")
-        return _validated(cls, fields)
+        return validated(cls, fields)
 
 
 class Publish(Camel):
@@ -305,7 +305,7 @@ class UpdateRequest(Camel):
             raise BadRequest(f"Your request contains invalid JSON: it {error}.") from None
         if not isinstance(value, dict):
             raise BadRequest("Your request contains invalid JSON: it should be an object.")
-        return _validated(cls, value)
+        return validated(cls, value)
 
 
 SORT_FIELDS = (
@@ -401,7 +401,7 @@ class ErrorBody(BaseModel):
     help: str
 
 
-def _validated(model: type[M], value: dict[str, Any]) -> M:
+def validated(model: type[M], value: dict[str, Any]) -> M:
     try:
         return model.model_validate(value)
     except ValidationError as error:

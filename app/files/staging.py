@@ -4,6 +4,7 @@ import asyncio
 import binascii
 import contextlib
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol
@@ -11,6 +12,7 @@ from typing import BinaryIO, Protocol
 from app.errors import ApiError, BadRequest
 from app.files.types import HEAD_BYTES
 from app.ids import new_id
+from app.storage.base import system_errors_as_unavailable
 
 BLOCK_BYTES = 1024 * 1024
 
@@ -46,7 +48,7 @@ class Sink(Protocol):
 class Staging:
     """Writes one file in blocks, off the event loop. `discard()` leaves nothing behind.
 
-    Raises FileTooLarge as soon as more than `max_bytes` have come.
+    Raises FileTooLarge as soon as more than `max_bytes` have come, and StorageUnavailable.
     """
 
     def __init__(self, directory: Path, max_bytes: int) -> None:
@@ -68,7 +70,11 @@ class Staging:
         self._waiting.append(piece)
         self._waiting_bytes += len(piece)
         if self._waiting_bytes >= BLOCK_BYTES:
-            await asyncio.to_thread(self._write_block)
+            await self._in_thread(self._write_block)
+
+    async def _in_thread(self, step: Callable[[], None]) -> None:
+        with system_errors_as_unavailable("cannot stage a file"):
+            await asyncio.to_thread(step)
 
     def _write_block(self) -> None:
         if self._file is None:
@@ -81,7 +87,7 @@ class Staging:
             view = view[self._file.write(view) :]
 
     async def finish(self) -> StagedFile:
-        await asyncio.to_thread(self._finish)
+        await self._in_thread(self._finish)
         return StagedFile(self._path, self.size_bytes, self._hash.hexdigest(), self._head)
 
     def _finish(self) -> None:
@@ -91,10 +97,11 @@ class Staging:
 
     def discard(self) -> None:
         """Removes what is still here: nothing once the storage has taken the file."""
-        if self._file is not None:
-            self._file.close()
-            with contextlib.suppress(FileNotFoundError):
-                self._path.unlink()
+        if self._file is None:
+            return
+        for step in (self._file.close, self._path.unlink):
+            with contextlib.suppress(OSError):
+                step()
 
 
 _URL_SAFE = bytes.maketrans(b"-_", b"+/")

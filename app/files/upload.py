@@ -2,6 +2,7 @@
 
 import asyncio
 import enum
+import time
 from typing import Any
 
 import structlog
@@ -12,19 +13,20 @@ from app import metrics
 from app.auth import SIGNATURE_FIELDS, Authenticator
 from app.db import Database, Tx
 from app.errors import ApiError, BadRequest
-from app.files.admission import Admission
+from app.files.admission import Admission, NoRoom
 from app.files.form import UploadForm, UploadLimits, read_upload_form
 from app.files.idempotency import IdempotencyKey, idempotency_key, keep_answer
 from app.files.objects import upload_object
 from app.files.schemas import UploadFields
-from app.files.service import Blob, RunContext, repeat_answer, store_upload
+from app.files.service import Blob, RunContext, Stored, repeat_answer, store_upload
 from app.files.staging import FileTooLarge, InvalidFile, StagedFile, Staging
-from app.files.tagging import FileTagging, KeepAnswer
+from app.files.sweep import UPLOAD_DEADLINE_SECONDS
+from app.files.tagging import FileTagging, KeepAnswer, WebhookRules
 from app.files.types import mime_type
 from app.ids import new_id
 from app.images import read_header
 from app.outbound import AddressGuard, InvalidUrl, Outbound, OutboundError, TooLarge, check_url
-from app.storage.base import Storage
+from app.storage.base import Storage, StorageUnavailable
 
 log = structlog.get_logger(__name__)
 
@@ -85,10 +87,11 @@ class Uploader:
                 if key is not None and (answer := await self._repeated(key, upload)) is not None:
                     return answer
                 blob = await asyncio.to_thread(self._examine, staged, upload.file_name)
+                store_by_seconds = time.monotonic() + UPLOAD_DEADLINE_SECONDS / 2
                 await self._storage.put(staged.path, blob.key)
             finally:
                 staging.discard()
-        return await self._store_and_tag(upload, blob, key, request_id)
+        return await self._store_and_tag(upload, blob, key, request_id, store_by_seconds)
 
     def _private_key(self, request: Request) -> str | None:
         """The private key that the request came with; None if it came without a header."""
@@ -191,15 +194,22 @@ class Uploader:
         )
 
     async def _store_and_tag(
-        self, upload: UploadFields, blob: Blob, key: IdempotencyKey | None, request_id: str
+        self,
+        upload: UploadFields,
+        blob: Blob,
+        key: IdempotencyKey | None,
+        request_id: str,
+        store_by_seconds: float,
     ) -> dict[str, Any]:
         rules = self._tagging.rules
         context = RunContext(self._tagging.owner, request_id)
         try:
-            stored = await self._db.write(store_upload, upload, blob, rules, context, key)
+            stored = await self._db.write(
+                _store_in_time, store_by_seconds, upload, blob, rules, context, key
+            )
         except ApiError:
             # Known to be rolled back; after any other error the row may stand.
-            await self._storage.delete(blob.key)
+            await self._delete(blob.key)
             raise
         metrics.upload_bytes.inc(blob.size_bytes)
         if stored.told:
@@ -211,6 +221,13 @@ class Uploader:
         )
         return upload_object(version, rules.urls, upload.response_fields, statuses)
 
+    async def _delete(self, blob_key: str) -> None:
+        """Failing that, the sweep does it."""
+        try:
+            await self._storage.delete(blob_key)
+        except StorageUnavailable as error:
+            log.error("cannot delete a blob", key=blob_key, exc_info=error)
+
     def _answer_keeper(self, key: IdempotencyKey | None, upload: UploadFields) -> KeepAnswer | None:
         if key is None:
             return None
@@ -220,6 +237,22 @@ class Uploader:
             keep_answer(tx, key, upload_object(version, urls, upload.response_fields, statuses))
 
         return keep
+
+
+def _store_in_time(
+    tx: Tx,
+    store_by_seconds: float,
+    upload: UploadFields,
+    blob: Blob,
+    rules: WebhookRules,
+    context: RunContext,
+    key: IdempotencyKey | None,
+) -> Stored:
+    """store_by_seconds: of time.monotonic(). The blob of a process that was frozen for longer may
+    have been swept by another."""
+    if time.monotonic() > store_by_seconds:
+        raise NoRoom("Your request took too long. Please try again later.")
+    return store_upload(tx, upload, blob, rules, context, key)
 
 
 def check_webhook_url(url: str | None, guard: AddressGuard) -> None:

@@ -59,6 +59,9 @@ class Storage(Protocol):
     async def remove_unfinished(self, before: datetime) -> None:
         """Removes staged files, and parts of blobs, that nobody has written to since."""
 
+    async def claim(self, owner: str) -> str:
+        """Notes whose blobs these are, if that was not noted yet. Returns whose they are."""
+
     async def check(self) -> None:
         """Raises StorageUnavailable when blobs cannot be stored now."""
 

@@ -5,9 +5,8 @@ import contextlib
 import errno
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Generator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
-from itertools import islice
 from pathlib import Path
 
 import structlog
@@ -23,7 +22,6 @@ from app.storage.disk import remove_older, sync_directory, try_to_write
 
 log = structlog.get_logger(__name__)
 
-PAGE_BLOBS = 1000
 _PIECE_BYTES = 256 * 1024
 _INLINE_BYTES = 64 * 1024
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -120,23 +118,19 @@ class LocalStorage:
             await asyncio.to_thread(self._path(key).unlink, missing_ok=True)
 
     async def list_blobs(self) -> AsyncGenerator[list[StoredBlob]]:
-        with system_errors_as_unavailable("cannot list the files"):
-            async with aclosing(_in_pages(self._walk())) as pages:
-                async for page in pages:
-                    yield page
-
-    def _walk(self) -> Generator[StoredBlob]:
         for number in range(256):
-            with os.scandir(self._blobs / f"{number:02x}") as entries:
-                for entry in entries:
-                    if is_id(entry.name):
-                        with contextlib.suppress(FileNotFoundError):
-                            modified = entry.stat().st_mtime
-                            yield StoredBlob(entry.name, datetime.fromtimestamp(modified, UTC))
+            with system_errors_as_unavailable("cannot list the files"):
+                page = await asyncio.to_thread(_blobs_in, self._blobs / f"{number:02x}")
+            if page:
+                yield page
 
     async def remove_unfinished(self, before: datetime) -> None:
         with system_errors_as_unavailable("cannot remove staged files"):
             await asyncio.to_thread(remove_older, self.staging_dir, before)
+
+    async def claim(self, owner: str) -> str:
+        with system_errors_as_unavailable("cannot tell whose files these are"):
+            return await asyncio.to_thread(_read_or_write, self._root / "owner", owner)
 
     async def check(self) -> None:
         self._require_sound()
@@ -145,3 +139,24 @@ class LocalStorage:
 
     async def close(self) -> None:
         pass
+
+
+def _read_or_write(path: Path, text: str) -> str:
+    """What a death while writing has left empty is written again."""
+    with path.open("a+") as file:
+        file.seek(0)
+        found = file.read()
+        if not found:
+            file.write(text)
+    return found or text
+
+
+def _blobs_in(directory: Path) -> list[StoredBlob]:
+    blobs = []
+    with os.scandir(directory) as entries:
+        for entry in entries:
+            with contextlib.suppress(FileNotFoundError):
+                if is_id(entry.name):
+                    modified = datetime.fromtimestamp(entry.stat().st_mtime, UTC)
+                    blobs.append(StoredBlob(entry.name, modified))
+    return blobs

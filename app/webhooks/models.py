@@ -21,6 +21,9 @@ class WebhookDelivery(Leased, Base):
     __tablename__ = "webhook_deliveries"
     __table_args__ = (
         UniqueConstraint("run_id"),
+        Index(None, "created_at", "id"),
+        Index(None, "host", "created_at", "id"),
+        Index(None, "status", "created_at", "id"),
         Index(
             "ix_webhook_deliveries_due",
             "host",

@@ -15,7 +15,7 @@ import pytest
 import pyvips
 from pydantic_settings import BaseSettings
 
-from app.extensions.provider import CallLimits, Label, Provider
+from app.extensions.provider import Answer, CallLimits, Provider
 from app.extensions.registry import RegistryError, discover
 from app.images import ImagePool, ProviderCopy
 from tests.emulators.rekognition import RekognitionEmulator
@@ -61,6 +61,7 @@ SURROUNDINGS: dict[str, Callable[[], AbstractContextManager[Environment]]] = {
 def test_provider_says_what_it_is(provider_class: type[Provider]) -> None:
     assert re.fullmatch(r"[a-z][a-z0-9_]*", provider_class.name)
     assert provider_class.ANSWER_VERSION >= 1
+    assert isinstance(provider_class.is_billed, bool)
     assert issubclass(provider_class.settings_class, BaseSettings)
     for method in (provider_class.open, provider_class.detect_labels, provider_class.close):
         assert inspect.iscoroutinefunction(method)
@@ -77,16 +78,14 @@ def test_provider_labels_a_picture_again_and_again(
             monkeypatch.setenv(name, value)
         first, second = asyncio.run(_label_twice(provider_class, file))
     assert first == second
-    assert first
-    for label in first:
+    assert first.labels
+    for label in first.labels:
         assert isinstance(label.name, str)
         assert math.isfinite(label.confidence)
         assert 0 <= label.confidence <= 100
 
 
-async def _label_twice(
-    provider_class: type[Provider], file: Path
-) -> tuple[list[Label], list[Label]]:
+async def _label_twice(provider_class: type[Provider], file: Path) -> tuple[Answer, Answer]:
     images = ImagePool(processes=1)
     await images.start()
     try:

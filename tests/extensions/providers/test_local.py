@@ -38,7 +38,7 @@ class Studio:
         return self.ask(Local(extension, LIMITS, self.pool), content)
 
     def ask(self, provider: Local, content: bytes) -> list[Label]:
-        return self._portal.call(provider.detect_labels, self.copy(content))
+        return self._portal.call(provider.detect_labels, self.copy(content)).labels
 
     def confidences(self, content: bytes) -> dict[str, float]:
         return {label.name: label.confidence for label in self.label(content)}

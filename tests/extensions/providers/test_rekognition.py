@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import pyvips
 
-from app.extensions.provider import CallLimits, Label, NotConfigured, ProviderError, Reason
+from app.extensions.provider import Answer, CallLimits, Label, NotConfigured, ProviderError, Reason
 from app.extensions.providers import rekognition as rekognition_module
 from app.extensions.providers.rekognition import Rekognition, _seconds_until
 from app.images import ImagePool, ProviderCopy
@@ -59,9 +59,13 @@ def run(
     return asyncio.run(main())
 
 
+def answer_to(content: bytes | None = None, **limits: Any) -> Answer:
+    answer: Answer = run(lambda provider: provider.detect_labels(picture(content)), **limits)
+    return answer
+
+
 def labels_of(content: bytes | None = None, **limits: Any) -> list[Label]:
-    found: list[Label] = run(lambda provider: provider.detect_labels(picture(content)), **limits)
-    return found
+    return answer_to(content, **limits).labels
 
 
 def failure_of(content: bytes | None = None, **limits: Any) -> ProviderError:
@@ -157,6 +161,7 @@ def test_failure_has_its_reason_and_is_not_tried_again(
     failure = failure_of()
     assert failure.reason is reason
     assert failure.retry_after_seconds is None
+    assert failure.was_sent
     assert rekognition.url not in failure.message
     assert len(rekognition.calls) == 1
 
@@ -176,6 +181,22 @@ def test_retry_after_may_be_a_date() -> None:
     in_a_minute = datetime.now(UTC) + timedelta(seconds=60)
     assert 50 < (_seconds_until(format_datetime(in_a_minute, usegmt=True)) or 0) <= 60
     assert _seconds_until(format_datetime(in_a_minute - timedelta(hours=1))) is None
+
+
+def test_answer_names_the_model(rekognition: RekognitionEmulator) -> None:
+    assert answer_to().model_version == "3.0"
+
+
+@pytest.mark.parametrize(
+    ("sent", "kept"),
+    [("null", None), ("5", None), ('""', ""), ('"' + "x" * 5_000 + '"', "x" * 100)],
+)
+def test_odd_name_of_a_model_spoils_no_answer(
+    rekognition: RekognitionEmulator, sent: str, kept: str | None
+) -> None:
+    label = '{"Name": "Cat", "Confidence": 5}'
+    rekognition.reply = f'{{"Labels": [{label}], "LabelModelVersion": {sent}}}'.encode()
+    assert answer_to() == Answer([Label("Cat", 5.0)], kept)
 
 
 @pytest.mark.parametrize(
@@ -277,14 +298,14 @@ def test_call_ends_at_the_deadline_and_so_does_its_thread(
 def test_calls_that_timed_out_do_not_keep_the_threads(rekognition: RekognitionEmulator) -> None:
     rekognition.faults.extend(["drip_headers", "drip"])
 
-    async def go_on(provider: Rekognition) -> list[Label]:
+    async def go_on(provider: Rekognition) -> Answer:
         calls = (provider.detect_labels(picture()) for _ in range(2))
         failures = await asyncio.gather(*calls, return_exceptions=True)
         assert [getattr(failure, "reason", None) for failure in failures] == [Reason.TIMEOUT] * 2
         await asyncio.to_thread(rekognition.wait_until_idle)
         return await provider.detect_labels(picture())
 
-    assert len(run(go_on, timeout_seconds=1, concurrency=2)) == 2
+    assert len(run(go_on, timeout_seconds=1, concurrency=2).labels) == 2
 
 
 def test_cancelling_ends_the_call_at_the_server(rekognition: RekognitionEmulator) -> None:
@@ -304,7 +325,7 @@ def test_cancelling_ends_the_call_at_the_server(rekognition: RekognitionEmulator
 def test_close_ends_calls_that_hang(rekognition: RekognitionEmulator) -> None:
     rekognition.fault = "hang"
 
-    async def leave(provider: Rekognition) -> "asyncio.Task[list[Label]]":
+    async def leave(provider: Rekognition) -> "asyncio.Task[Answer]":
         task = asyncio.create_task(provider.detect_labels(picture()))
         await asyncio.to_thread(rekognition.wait_for_calls, 1)
         await provider.close()
@@ -333,13 +354,13 @@ def test_cut_leaves_a_connection_alone_that_serves_another_call(
 def test_calls_run_side_by_side(rekognition: RekognitionEmulator) -> None:
     rekognition.hold()
 
-    async def several(provider: Rekognition) -> list[list[Label]]:
+    async def several(provider: Rekognition) -> list[Answer]:
         calls = asyncio.gather(*(provider.detect_labels(picture()) for _ in range(4)))
         await asyncio.to_thread(rekognition.wait_for_calls, 4)
         rekognition.release()
         return await calls
 
-    assert [len(found) for found in run(several)] == [2, 2, 2, 2]
+    assert [len(answer.labels) for answer in run(several)] == [2, 2, 2, 2]
     assert rekognition.max_in_flight == 4
 
 
@@ -389,14 +410,15 @@ def test_server_that_was_down_at_open_is_used_when_it_comes_up(
         port = reserved.getsockname()[1]
     monkeypatch.setenv("AWS_ENDPOINT_URL_REKOGNITION", f"http://127.0.0.1:{port}")
 
-    async def come_up(provider: Rekognition) -> list[Label]:
+    async def come_up(provider: Rekognition) -> Answer:
         with pytest.raises(ProviderError) as caught:
             await provider.detect_labels(picture())
         assert caught.value.reason is Reason.UNAVAILABLE
+        assert not caught.value.was_sent
         with RekognitionEmulator(port=port):
             return await provider.detect_labels(picture())
 
-    assert len(run(come_up)) == 2
+    assert len(run(come_up).labels) == 2
 
 
 def test_server_that_accepts_and_says_nothing_does_not_hold_up_open(

@@ -23,7 +23,7 @@ from google.cloud.vision_v1 import (
 )
 from pydantic import ValidationError
 
-from app.extensions.provider import CallLimits, Label, NotConfigured, ProviderError, Reason
+from app.extensions.provider import Answer, CallLimits, Label, NotConfigured, ProviderError, Reason
 from app.extensions.providers import vision as vision_module
 from app.extensions.providers.vision import Vision, VisionSettings
 from app.images import ImagePool, ProviderCopy
@@ -61,9 +61,13 @@ def run(
     return asyncio.run(main())
 
 
+def answer_to(content: bytes | None = None, **limits: Any) -> Answer:
+    answer: Answer = run(lambda provider: provider.detect_labels(picture(content)), **limits)
+    return answer
+
+
 def labels_of(content: bytes | None = None, **limits: Any) -> list[Label]:
-    found: list[Label] = run(lambda provider: provider.detect_labels(picture(content)), **limits)
-    return found
+    return answer_to(content, **limits).labels
 
 
 def failure_of(**limits: Any) -> ProviderError:
@@ -85,6 +89,7 @@ def no_credentials(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("GOOGLE_APPLICATION_CREDENTIALS", raising=False)
     monkeypatch.delenv("LOUPE_VISION_ENDPOINT", raising=False)
     monkeypatch.delenv("LOUPE_VISION_INSECURE", raising=False)
+    monkeypatch.delenv("NO_GCE_CHECK", raising=False)
     monkeypatch.setenv("CLOUDSDK_CONFIG", str(tmp_path))
 
 
@@ -139,6 +144,7 @@ def test_failure_has_its_reason_and_is_not_tried_again(
     failure = failure_of()
     assert failure.reason is reason
     assert failure.retry_after_seconds is None
+    assert failure.was_sent
     assert vision.endpoint not in failure.message
     assert len(vision.calls) == 1
 
@@ -219,13 +225,13 @@ def test_cancelling_ends_the_call_at_the_server(vision: VisionEmulator) -> None:
 def test_calls_run_side_by_side(vision: VisionEmulator) -> None:
     vision.hold()
 
-    async def several(provider: Vision) -> list[list[Label]]:
+    async def several(provider: Vision) -> list[Answer]:
         calls = asyncio.gather(*(provider.detect_labels(picture()) for _ in range(4)))
         await asyncio.to_thread(vision.wait_for_calls, 4)
         vision.release()
         return await calls
 
-    assert [len(found) for found in run(several)] == [2, 2, 2, 2]
+    assert [len(answer.labels) for answer in run(several)] == [2, 2, 2, 2]
     assert vision.max_in_flight == 4
 
 
@@ -237,19 +243,20 @@ def test_server_that_was_down_at_open_is_used_soon_after_it_comes_up(
     monkeypatch.setenv("LOUPE_VISION_ENDPOINT", f"127.0.0.1:{port}")
     monkeypatch.setenv("LOUPE_VISION_INSECURE", "true")
 
-    async def come_up(provider: Vision) -> list[Label]:
+    async def come_up(provider: Vision) -> Answer:
         with pytest.raises(ProviderError) as caught:
             await provider.detect_labels(picture())
         assert caught.value.reason is Reason.UNAVAILABLE
+        assert not caught.value.was_sent
         with VisionEmulator(port=port):
             return await until_it_answers(provider)
 
     before = time.monotonic()
-    assert len(run(come_up)) == 2
+    assert len(run(come_up).labels) == 2
     assert time.monotonic() - before < 15
 
 
-async def until_it_answers(provider: Vision) -> list[Label]:
+async def until_it_answers(provider: Vision) -> Answer:
     for _ in range(100):
         with suppress(ProviderError):
             return await provider.detect_labels(picture())
@@ -361,8 +368,8 @@ async def main():
     await provider.open()
     try:
         jpeg = Path(sys.argv[1]).read_bytes()
-        labels = await provider.detect_labels(ProviderCopy(jpeg, 100, 90, 100, 90, 0.0))
-        return [label.name for label in labels]
+        answer = await provider.detect_labels(ProviderCopy(jpeg, 100, 90, 100, 90, 0.0))
+        return [label.name for label in answer.labels]
     except ProviderError as error:
         return str(error.reason)
     finally:
