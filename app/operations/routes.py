@@ -1,0 +1,183 @@
+"""For those who operate a server, or wonder where their tags are: runs, deliveries, usage."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Query, Request
+from starlette.responses import Response
+
+from app.db import Database
+from app.errors import BadRequest, JsonResponse
+from app.extensions.schemas import EXTENSIONS
+from app.files.routes import check_page, read_body, require_key
+from app.files.service import check_file_id
+from app.logs import request_id
+from app.operations import openapi
+from app.operations.deliveries import (
+    check_delivery_id,
+    list_deliveries,
+    read_delivery,
+    replay_dead,
+    replay_delivery,
+)
+from app.operations.runs import check_run_id, list_runs, read_run, retry_run
+from app.operations.schemas import (
+    DELIVERY_STATUSES,
+    RUN_STATUSES,
+    DeliveryQuery,
+    Page,
+    ReplayRequest,
+    RunQuery,
+)
+from app.operations.usage import account_usage, parse_days
+
+DEFAULT_LIMIT = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Operations:
+    """on_due_run, on_delivery: wake the loops that take what has just become due."""
+
+    db: Database
+    on_due_run: Callable[[], None]
+    on_delivery: Callable[[], None]
+
+
+def _operations(request: Request) -> Operations:
+    operations: Operations = request.app.state.operations
+    return operations
+
+
+Ops = Annotated[Operations, Depends(_operations)]
+
+router = APIRouter(prefix="/v1", dependencies=[Depends(require_key)])
+_RUNS = "/extension-runs"
+_DELIVERIES = "/webhook-deliveries"
+
+
+def _page(
+    skip: Annotated[int, Query(description="How many to leave out at the start.")] = 0,
+    limit: Annotated[int, Query(description="1 to 1000.")] = DEFAULT_LIMIT,
+) -> Page:
+    check_page(skip, limit)
+    return Page(skip=skip, limit=limit)
+
+
+def _check_choice(parameter: str, value: str | None, known: tuple[str, ...]) -> None:
+    if value is not None and value not in known:
+        raise BadRequest(
+            f"Your request contains invalid value for {parameter} parameter. "
+            f"Please provide one of the following: {', '.join(known)}."
+        )
+
+
+def _run_query(
+    page: Annotated[Page, Depends(_page)],
+    status: Annotated[str | None, Query(description=", ".join(RUN_STATUSES))] = None,
+    extension: Annotated[str | None, Query(description=", ".join(EXTENSIONS))] = None,
+    file_id: Annotated[
+        str | None, Query(alias="fileId", description="Runs on any version of this file.")
+    ] = None,
+) -> RunQuery:
+    _check_choice("status", status, RUN_STATUSES)
+    _check_choice("extension", extension, EXTENSIONS)
+    if file_id is not None:
+        check_file_id(file_id)
+    return RunQuery(**page.model_dump(), status=status, extension=extension, file_id=file_id)
+
+
+@router.get(_RUNS, tags=["Extension runs"], **openapi.LIST_RUNS)
+async def list_extension_runs(
+    operations: Ops, query: Annotated[RunQuery, Depends(_run_query)]
+) -> Response:
+    """Runs of all files, deleted ones among them: an array, newest first."""
+    return JsonResponse(await operations.db.scan(list_runs, query))
+
+
+@router.get(f"{_RUNS}/{{run_id}}", tags=["Extension runs"], **openapi.READ_RUN)
+async def extension_run(operations: Ops, run_id: str) -> Response:
+    """One run, whether or not its file still exists."""
+    check_run_id(run_id)
+    return JsonResponse(await operations.db.read(read_run, run_id))
+
+
+@router.post(f"{_RUNS}/{{run_id}}/retry", tags=["Extension runs"], **openapi.RETRY_RUN)
+async def retry_extension_run(operations: Ops, run_id: str) -> Response:
+    """Starts a new run of the same extension with the same limits and webhook, in the background.
+
+    The old run stands as it is. The new one has a number, a deadline and an event of its own.
+    """
+    check_run_id(run_id)
+    run = await operations.db.write(retry_run, run_id, request_id())
+    operations.on_due_run()
+    return JsonResponse(run, 201)
+
+
+def _delivery_query(
+    page: Annotated[Page, Depends(_page)],
+    status: Annotated[str | None, Query(description=", ".join(DELIVERY_STATUSES))] = None,
+    host: Annotated[
+        str | None, Query(description="Host, and port if the URL has one: `example.com:8443`.")
+    ] = None,
+    run_id: Annotated[str | None, Query(alias="runId")] = None,
+) -> DeliveryQuery:
+    _check_choice("status", status, DELIVERY_STATUSES)
+    if host is not None and "\0" in host:
+        raise BadRequest("Your request contains invalid host parameter.")
+    if run_id is not None:
+        check_run_id(run_id)
+    host = None if host is None else host.lower()
+    return DeliveryQuery(**page.model_dump(), status=status, host=host, run_id=run_id)
+
+
+@router.get(_DELIVERIES, tags=["Webhook deliveries"], **openapi.LIST_DELIVERIES)
+async def list_webhook_deliveries(
+    operations: Ops, query: Annotated[DeliveryQuery, Depends(_delivery_query)]
+) -> Response:
+    """Deliveries without their bodies: an array, newest first."""
+    return JsonResponse(await operations.db.scan(list_deliveries, query))
+
+
+@router.get(f"{_DELIVERIES}/{{delivery_id}}", tags=["Webhook deliveries"], **openapi.READ_DELIVERY)
+async def webhook_delivery(operations: Ops, delivery_id: str) -> Response:
+    """One delivery with its body and every attempt at it."""
+    check_delivery_id(delivery_id)
+    return JsonResponse(await operations.db.read(read_delivery, delivery_id))
+
+
+@router.post(
+    f"{_DELIVERIES}/{{delivery_id}}/replay", tags=["Webhook deliveries"], **openapi.REPLAY_DELIVERY
+)
+async def replay_webhook_delivery(operations: Ops, delivery_id: str) -> Response:
+    """Sends the same event once more: same id, same body, for up to 24 hours from now."""
+    check_delivery_id(delivery_id)
+    delivery = await operations.db.write(replay_delivery, delivery_id)
+    operations.on_delivery()
+    return JsonResponse(delivery)
+
+
+@router.post(f"{_DELIVERIES}/replay", tags=["Webhook deliveries"], **openapi.REPLAY_DEAD)
+async def replay_dead_webhook_deliveries(operations: Ops, request: Request) -> Response:
+    """Sends all dead deliveries again that were created in a range of time."""
+    wanted = ReplayRequest.parse(await read_body(request))
+    replayed, last = 0, ""
+    while ids := await operations.db.write(replay_dead, wanted.begin, wanted.end, last):
+        replayed, last = replayed + len(ids), ids[-1]
+        operations.on_delivery()
+    return JsonResponse({"replayed": replayed})
+
+
+@router.get("/accounts/usage", tags=["Account"], **openapi.USAGE)
+async def usage_of_account(
+    operations: Ops,
+    start_date: Annotated[
+        str | None, Query(alias="startDate", description="YYYY-MM-DD, UTC.")
+    ] = None,
+    end_date: Annotated[
+        str | None, Query(alias="endDate", description="YYYY-MM-DD, exclusive, within 90 days.")
+    ] = None,
+) -> Response:
+    """Calls to providers in some days, and what is stored now."""
+    days = parse_days(start_date, end_date)
+    return JsonResponse(await operations.db.scan(account_usage, *days))
