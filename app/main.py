@@ -11,7 +11,7 @@ from typing import Any
 
 import structlog
 from fastapi import FastAPI
-from sqlalchemy import select
+from sqlalchemy import Table, select
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
@@ -39,7 +39,7 @@ from app.jobs import DueLoop, keep_leases, release_leases
 from app.keys import Keys, load_keys
 from app.outbound import AddressGuard, Outbound
 from app.schema import require_current
-from app.settings import Settings
+from app.settings import Settings, SettingsError, make_directory
 from app.storage.base import Storage
 from app.storage.local import LocalStorage
 from app.webhooks.models import deliveries
@@ -76,16 +76,16 @@ async def open_resources(
     """
     async with contextlib.AsyncExitStack() as stack:
         url = settings.sqlalchemy_url
-        settings.data_dir.mkdir(parents=True, exist_ok=True)
+        make_directory(settings.data_dir, "LOUPE_DATA_DIR")
         if is_sqlite(url):
             stack.callback(ProcessLock(url).release)
         require_current(url)
         db = open_database(settings, clock or Clock())
         stack.push_async_callback(db.close)
         owner = new_id()
+        held: dict[Table, set[str]] = {table: set() for table in _LEASED}
         await db.write(release_leases, _LEASED, None if is_sqlite(url) else owner)
-        storage = LocalStorage(settings.storage_dir.resolve())
-        await storage.open()
+        storage = await _open_storage(settings)
         await asyncio.to_thread(
             _remove_abandoned, storage.staging_dir, 0.0 if is_sqlite(url) else ABANDONED_SECONDS
         )
@@ -105,7 +105,7 @@ async def open_resources(
             secret=keys.webhook_secret,
             schedule=settings.webhook_schedule,
         )
-        webhook_loop = DueLoop(deliveries, db, sender.take, sender.send)
+        webhook_loop = DueLoop(deliveries, db, sender.take, sender.send, held[deliveries])
         tagging = FileTagging(
             db,
             tagger,
@@ -115,17 +115,29 @@ async def open_resources(
                 settings.webhook_on, settings.webhook_schedule[0], FileUrls(settings.url_endpoint)
             ),
             owner=owner,
+            held=held[runs],
             budget_seconds=settings.sync_budget_seconds,
             on_delivery=webhook_loop.wake,
         )
-        run_loop = DueLoop(runs, db, tagging.take, tagging.run_due)
+        run_loop = DueLoop(runs, db, tagging.take, tagging.run_due, held[runs])
         tagging.on_due_run = run_loop.wake
         stack.push_async_callback(_give_back, db, owner)
         stack.push_async_callback(tagging.close)
         await stack.enter_async_context(
-            _running(run_loop.run(), webhook_loop.run(), keep_leases(db, _LEASED, owner))
+            _running(run_loop.run(), webhook_loop.run(), keep_leases(db, held, owner))
         )
         yield Resources(settings, db, storage, keys, images, tagger, guard, outbound, tagging)
+
+
+async def _open_storage(settings: Settings) -> LocalStorage:
+    storage = LocalStorage(settings.storage_dir.resolve())
+    try:
+        await storage.open()
+    except OSError as error:
+        raise SettingsError(
+            f"LOUPE_STORAGE_URL: {error.filename} cannot be made: {error.strerror}."
+        ) from None
+    return storage
 
 
 @asynccontextmanager

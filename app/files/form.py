@@ -19,6 +19,7 @@ MAX_PARTS = 100
 MAX_FIELD_BYTES = 64 * 1024
 MAX_BOUNDARY_CHARACTERS = 200
 MAX_PART_HEADER_BYTES = 8 * 1024
+MAX_EPILOGUE_BYTES = 8 * 1024
 
 
 @dataclass(slots=True)
@@ -50,7 +51,7 @@ async def read_upload_form(request: Request, staging: Staging, max_bytes: int) -
         strict=True,
     )
     try:
-        async for chunk in _body(request):
+        async for chunk in _body(request, b"\r\n--" + parser.boundary + b"--"):
             for event in parser.parse(chunk):
                 await reader.take(event)
         parser.close()
@@ -63,10 +64,22 @@ async def read_upload_form(request: Request, staging: Staging, max_bytes: int) -
     return reader.form
 
 
-async def _body(request: Request) -> AsyncIterator[bytes]:
+async def _body(request: Request, end: bytes) -> AsyncIterator[bytes]:
+    """The body's chunks up to the one with the closing boundary `end`.
+
+    What follows, mostly one line break, means nothing; the parser refuses it in another chunk.
+    """
+    tail = b""
+    bytes_after_end: int | None = None
     async for chunk in request.stream():
-        if chunk:
+        if bytes_after_end is not None:
+            bytes_after_end += len(chunk)
+            if bytes_after_end > MAX_EPILOGUE_BYTES:
+                raise MalformedForm("it goes on after its end")
+        elif chunk:
             yield chunk
+            tail = tail[-len(end) :] + chunk
+            bytes_after_end = 0 if end in tail else None
 
 
 def _refuse_encoded_body(request: Request) -> None:
