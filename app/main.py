@@ -189,7 +189,7 @@ def create_app(resources: Resources) -> ASGIApp:
     app.include_router(upload_router)
     app.include_router(files_router)
     _add_health(app, resources)
-    app.include_router(delivery_router)
+    app.include_router(delivery_router, prefix=f"/{resources.settings.imagekit_id}")
     generate = app.openapi
     app.openapi = lambda: openapi.complete(generate())  # type: ignore[method-assign]
     return RequestLog(RefusedBodies(TrailingSlash(UploadCors(app))))

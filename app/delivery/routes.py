@@ -188,7 +188,7 @@ def _attachment(name: str) -> str:
     return f"attachment; filename=\"{ascii_name}\"; filename*=UTF-8''{quote(name, safe='')}"
 
 
-@router.api_route("/{imagekit_id}/{path:path}", methods=["GET", "HEAD"], include_in_schema=False)
+@router.api_route("/{path:path}", methods=["GET", "HEAD"], include_in_schema=False)
 async def deliver(request: Request) -> Response:
     delivery: Delivery = request.app.state.delivery
     return await delivery.respond(request)
