@@ -27,6 +27,8 @@ def main(arguments: list[str] | None = None) -> None:
         getattr(run, command)()
     except SettingsError as error:
         sys.exit(f"loupe: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -205,6 +205,9 @@ def _use_token(tx: Tx, digest: str, expires_at: datetime) -> bool:
     tx.execute(delete(upload_tokens).where(upload_tokens.c.expires_at < an_hour_ago))
     insert = postgresql.insert if tx.is_postgres else sqlite.insert
     inserted = tx.execute(
-        insert(upload_tokens).values(digest=digest, expires_at=expires_at).on_conflict_do_nothing()
+        insert(upload_tokens)
+        .values(digest=digest, expires_at=expires_at)
+        .on_conflict_do_nothing()
+        .returning(upload_tokens.c.digest)  # an insert's row count is not known on PostgreSQL
     )
-    return inserted.rowcount == 1
+    return inserted.first() is not None

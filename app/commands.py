@@ -2,8 +2,12 @@
 
 import asyncio
 import os
+import signal
+import socket
+import sys
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -19,7 +23,14 @@ from app.extensions.registry import discover
 from app.keys import load_keys
 from app.logs import configure_logs
 from app.main import Resources, create_app, open_resources
-from app.settings import Settings, describe, load_settings, unknown_variables
+from app.settings import (
+    Settings,
+    SettingsError,
+    describe,
+    load_settings,
+    make_directory,
+    unknown_variables,
+)
 from app.worker import work
 
 log = structlog.get_logger(__name__)
@@ -37,7 +48,7 @@ def worker() -> None:
 
 def migrate() -> None:
     settings = load_settings(Settings)
-    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    make_directory(settings.data_dir, "LOUPE_DATA_DIR")
     schema.upgrade(settings.sqlalchemy_url)
     print("The schema is up to date.")
 
@@ -47,6 +58,8 @@ def keys() -> None:
 
 
 def settings() -> None:
+    for name in unknown_variables(os.environ, *_settings_classes()):
+        print(f"{name} is set, but Loupe has no such setting: is its name right?", file=sys.stderr)
     for each in _settings_classes():
         for name, value, source in describe(load_settings(each)):
             print(f"{name}={value}  ({source})")
@@ -55,6 +68,8 @@ def settings() -> None:
 def _settings() -> Settings:
     for name in unknown_variables(os.environ, *_settings_classes()):
         log.warning("unknown setting, is its name right?", name=name)
+    for each in _settings_classes():
+        load_settings(each)  # also those of a provider that is not used: a slip is seen at once
     return load_settings(Settings)
 
 
@@ -68,19 +83,36 @@ def _run(work: Coroutine[Any, Any, None]) -> None:
 
 
 async def _serve(settings: Settings) -> None:
+    with _listen(settings.host, settings.port) as listening:
+        await _serve_on(listening, settings)
+
+
+async def _serve_on(listening: socket.socket, settings: Settings) -> None:
     async with open_resources(settings) as resources:
-        server = Server(server_config(create_app(resources), settings), resources)
+        server = _Server(server_config(create_app(resources), settings), resources)
         log.info(
             "serving",
             url=settings.base_url,
             providers=resources.tagger.provider_names(),
             keys=resources.keys.source,
         )
-        await server.serve()
+        await server.serve([listening])
         await resources.drain(settings.shutdown_seconds - server.seconds_since_exit())
 
 
-class Server(uvicorn.Server):
+def _listen(host: str, port: int) -> socket.socket:
+    """Before anything else is opened: a port that is taken is the commonest mistake."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        reason = str(error.strerror).partition(" (while")[0]
+        raise SettingsError(
+            f"LOUPE_HOST, LOUPE_PORT: cannot listen on {host}, port {port}: {reason}."
+        ) from None
+
+
+class _Server(uvicorn.Server):
     """Stops claiming background work as soon as it is asked to exit."""
 
     def __init__(self, config: uvicorn.Config, resources: Resources) -> None:
@@ -96,6 +128,15 @@ class Server(uvicorn.Server):
 
     def seconds_since_exit(self) -> float:
         return 0.0 if self._exit_asked_at is None else time.monotonic() - self._exit_asked_at
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """As uvicorn's, but does not raise the signal again once the last request is answered:
+        what the process holds open is yet to be closed."""
+        loop = asyncio.get_running_loop()
+        for each in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(each, self.handle_exit, each, None)
+        yield
 
 
 def server_config(app: Any, settings: Settings) -> uvicorn.Config:

@@ -244,11 +244,12 @@ class SqliteDatabase(Database):
             with connection.begin():
                 tx = Tx(connection, self.clock)
                 return [_in_savepoint(connection, tx, write.function) for write in group]
-        except _GroupFailed as failed:
-            return [(None, failed.__cause__)] * len(group)
         except Exception as error:
-            log.error("database write failed", writes=len(group), exc_info=error)
-            return [(None, error)] * len(group)
+            cause = error.__cause__ if isinstance(error, _GroupFailed) else error
+            log.error("database write failed", writes=len(group), exc_info=cause)
+            # A failed COMMIT leaves SQLite's transaction open: it ends with its connection.
+            connection.invalidate()
+            return [(None, cause)] * len(group)
 
     async def close(self) -> None:
         self._waiting.put(None)
@@ -260,7 +261,7 @@ class SqliteDatabase(Database):
 
 
 def _sqlite_engine(url: str, begin: str) -> Engine:
-    engine = create_engine(url, poolclass=NullPool, **_json_codec())
+    engine = create_engine(url, poolclass=NullPool, **_engine_options())
 
     @event.listens_for(engine, "connect")
     def configure(connection: sqlite3.Connection, record: object) -> None:
@@ -330,7 +331,7 @@ class PostgresDatabase(Database):
             max_overflow=0,
             pool_pre_ping=True,
             connect_args={"options": POSTGRES_OPTIONS, "connect_timeout": 10},
-            **_json_codec(),
+            **_engine_options(),
         )
         self._threads = ThreadPoolExecutor(POSTGRES_THREADS, thread_name_prefix="postgres")
 
@@ -379,8 +380,10 @@ _CONFLICTS = (
 )
 
 
-def _json_codec() -> dict[str, Any]:
+def _engine_options() -> dict[str, Any]:
+    """hide_parameters: errors are logged, and parameters may be secrets."""
     return {
+        "hide_parameters": True,
         "json_serializer": lambda value: orjson.dumps(value).decode(),
         "json_deserializer": orjson.loads,
     }
@@ -403,7 +406,12 @@ class ProcessLock:
 
     def __init__(self, url: str) -> None:
         path = Path(f"{make_url(url).database}.lock")
-        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise SettingsError(
+                f"LOUPE_DATABASE_URL: {path} cannot be opened: {error.strerror}."
+            ) from None
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -331,6 +331,10 @@ def _run_in_child(memory_bytes: int, work: Callable[..., T], *args: Any) -> T:
 
 def _confine(memory_bytes: int) -> None:
     """Bounds what this process can use, however wrong a decoder goes."""
+    # A terminal's Ctrl-C and a service manager's stop reach the whole group; the parent, which
+    # still answers its last requests, is the one to end this process.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     # Pixels never go through a file, also not through one that libvips makes for large pictures.
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
@@ -360,6 +364,8 @@ def _open_pixels(path: str, box_px: int, max_pixels: int) -> tuple[ImageHeader, 
     if not 0 < image.width * image.height <= max_pixels:
         raise ImageUnreadable(f"The image has more than {max_pixels:,} pixels.")
     shrink = max(image.width, image.height) / box_px
+    if min(image.width, image.height) < shrink:
+        shrink = 1  # so thin that a decoder would leave nothing of it; it has few pixels
     if header.mime == "image/jpeg" and shrink >= 4:
         # The decoder's shrinking is coarse: the last factor of two is left to the resizer.
         image = load(shrink=next(factor for factor in (8, 4, 2) if shrink >= 2 * factor))

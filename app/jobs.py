@@ -7,8 +7,9 @@ Whoever finishes a row says `WHERE status = 'pending' AND attempts = :mine`, so 
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 import structlog
@@ -83,11 +84,19 @@ def is_held(table: Table, row_id: str, attempt: int) -> ColumnElement[bool]:
     return and_(table.c.id == row_id, table.c.status == PENDING, table.c.attempts == attempt)
 
 
-def renew_leases(tx: Tx, tables: Sequence[Table], owner: str) -> None:
-    for table in tables:
+def renew_leases(tx: Tx, held: Mapping[Table, Collection[str]], owner: str) -> None:
+    """Of the rows that are being worked on, by their ids.
+
+    A row that was leased but lost sight of, since a transaction failed, is left to its lease.
+    """
+    for table, ids in held.items():
         tx.execute(
             update(table)
-            .where(table.c.lease_owner == owner)
+            .where(
+                table.c.id.in_(list(ids)),
+                table.c.lease_owner == owner,
+                table.c.status == PENDING,
+            )
             .values(lease_until=tx.now(LEASE_SECONDS))
         )
 
@@ -121,7 +130,8 @@ class DueLoop:
     """Claims what is due in one table and runs a handler for each row, many at once.
 
     take: claims rows that can be worked on now (it knows its own limits).
-    handle: works on one row; it records its own result and raises only on a bug.
+    handle: works on one row and records its own result. Raises if it could not, and the row is
+    then left to its lease. held: the ids of the rows that are being worked on.
     """
 
     def __init__(
@@ -130,11 +140,13 @@ class DueLoop:
         db: Database,
         take: Callable[[], Awaitable[Sequence[Row[Any]]]],
         handle: Callable[[Row[Any]], Coroutine[Any, Any, None]],
+        held: set[str],
     ) -> None:
         self._table = table
         self._db = db
         self._take = take
         self._handle = handle
+        self._held = held
         self._wake = asyncio.Event()
         self._working: set[asyncio.Task[None]] = set()
         self._is_stopping = False
@@ -175,11 +187,13 @@ class DueLoop:
         for row in rows:
             task = asyncio.create_task(self._handle(row))
             self._working.add(task)
-            task.add_done_callback(self._done)
+            self._held.add(row.id)
+            task.add_done_callback(partial(self._done, row.id))
         return len(rows)
 
-    def _done(self, task: "asyncio.Task[None]") -> None:
+    def _done(self, row_id: str, task: "asyncio.Task[None]") -> None:
         self._working.discard(task)
+        self._held.discard(row_id)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("cannot finish", table=self._table.name, exc_info=error)
         self._wake.set()
@@ -201,11 +215,11 @@ class DueLoop:
         return POLL_SECONDS if next_due is None or next_due <= 0 else min(POLL_SECONDS, next_due)
 
 
-async def keep_leases(db: Database, tables: Sequence[Table], owner: str) -> None:
-    """Renews all that this process holds, for as long as it lives."""
+async def keep_leases(db: Database, held: Mapping[Table, Collection[str]], owner: str) -> None:
+    """Renews the leases of all that this process works on, for as long as it lives."""
     while True:
         await asyncio.sleep(RENEW_SECONDS)
         try:
-            await db.write(renew_leases, tables, owner)
+            await db.write(renew_leases, {t: set(ids) for t, ids in held.items()}, owner)
         except Exception as error:
             log.error("cannot renew leases", exc_info=error)

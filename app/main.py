@@ -11,6 +11,7 @@ from typing import Any
 import structlog
 from fastapi import FastAPI
 from prometheus_client import CONTENT_TYPE_LATEST
+from sqlalchemy import Table
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp
@@ -46,7 +47,7 @@ from app.operations.routes import router as operations_router
 from app.outbound import AddressGuard, Outbound
 from app.queues import gauge_queues, oldest_due_seconds
 from app.schema import require_current
-from app.settings import Settings
+from app.settings import Settings, make_directory
 from app.storage.base import Storage, StorageUnavailable
 from app.storage.disk import remove_older
 from app.storage.opening import open_storage
@@ -56,8 +57,7 @@ from app.webhooks.sender import WebhookSender
 log = structlog.get_logger(__name__)
 
 _NEVER = datetime.max.replace(tzinfo=UTC)
-_RENEWED = (runs, deliveries)
-_LEASED = (*_RENEWED, answers)
+_LEASED = (runs, deliveries, answers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,13 +99,14 @@ async def open_resources(
     """
     async with contextlib.AsyncExitStack() as stack:
         url = settings.sqlalchemy_url
-        settings.data_dir.mkdir(parents=True, exist_ok=True)
+        make_directory(settings.data_dir, "LOUPE_DATA_DIR")
         if is_sqlite(url):
             stack.callback(ProcessLock(url).release)
         require_current(url)
         db = open_database(settings, clock or Clock())
         stack.push_async_callback(db.close)
         owner = new_id()
+        held: dict[Table, set[str]] = {runs: set(), deliveries: set()}
         await db.write(release_leases, _LEASED, None if is_sqlite(url) else owner)
         storage = await open_storage(settings)
         stack.push_async_callback(storage.close)
@@ -128,7 +129,7 @@ async def open_resources(
             secret=keys.webhook_secret,
             schedule=settings.webhook_schedule,
         )
-        webhook_loop = DueLoop(deliveries, db, sender.take, sender.send)
+        webhook_loop = DueLoop(deliveries, db, sender.take, sender.send, held[deliveries])
         tagging = FileTagging(
             db,
             tagger,
@@ -138,10 +139,11 @@ async def open_resources(
                 settings.webhook_on, settings.webhook_schedule[0], FileUrls(settings.url_endpoint)
             ),
             owner=owner,
+            held=held[runs],
             budget_seconds=settings.sync_budget_seconds,
             on_delivery=webhook_loop.wake,
         )
-        run_loop = DueLoop(runs, db, tagging.take, tagging.run_due)
+        run_loop = DueLoop(runs, db, tagging.take, tagging.run_due, held[runs])
         tagging.on_due_run = run_loop.wake
         stack.push_async_callback(_give_back, db, owner)
         stack.push_async_callback(tagging.close)
@@ -149,7 +151,7 @@ async def open_resources(
             _running(
                 run_loop.run(),
                 webhook_loop.run(),
-                keep_leases(db, _RENEWED, owner),
+                keep_leases(db, held, owner),
                 Sweep(db, storage).run(),
             )
         )
@@ -212,7 +214,7 @@ def create_app(resources: Resources) -> ASGIApp:
     app.include_router(files_router)
     app.include_router(operations_router)
     _add_health(app, resources)
-    app.include_router(delivery_router)
+    app.include_router(delivery_router, prefix=f"/{resources.settings.imagekit_id}")
     generate = app.openapi
     app.openapi = lambda: openapi.complete(generate())  # type: ignore[method-assign]
     return RequestLog(HeaderLimit(RefusedBodies(TrailingSlash(UploadCors(app)))))

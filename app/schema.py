@@ -7,7 +7,7 @@ from pathlib import Path
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DatabaseError, ProgrammingError
 
 from alembic import command
 from app.db import migration_engine
@@ -26,7 +26,9 @@ def upgrade(url: str) -> None:
 def _connection_errors() -> Iterator[None]:
     try:
         yield
-    except OperationalError as error:
+    except DatabaseError as error:
+        if isinstance(error, ProgrammingError):
+            raise  # a mistake of ours
         reason = str(error.orig).strip().splitlines()[0]
         raise SettingsError(f"LOUPE_DATABASE_URL: the database failed: {reason}") from None
 

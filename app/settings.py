@@ -20,6 +20,8 @@ from pydantic import (
     model_validator,
 )
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
 
 ENV_PREFIX = "LOUPE_"
 # The first parts of the API's own paths.
@@ -128,6 +130,12 @@ class Settings(BaseSettings):
         url = value.get_secret_value()
         if url and not url.startswith(("postgresql+psycopg://", "sqlite:///")):
             raise ValueError("should start with postgresql+psycopg:// or sqlite:///")
+        if url.startswith("sqlite:") and url.removeprefix("sqlite:///") in ("", ":memory:"):
+            raise ValueError("should name a file: sqlite:/// and its path")
+        try:
+            make_url(url or "sqlite://")
+        except (ArgumentError, ValueError):
+            raise ValueError("is not a database URL") from None
         return value
 
     @field_validator("storage_url")
@@ -223,6 +231,16 @@ def split_s3_url(url: str) -> tuple[str, str]:
     return bucket, prefix
 
 
+def make_directory(path: Path, setting: str) -> None:
+    """Raises SettingsError, naming the setting that the path comes from."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SettingsError(
+            f"{setting}: the directory {path} cannot be made: {error.strerror}."
+        ) from None
+
+
 def load_settings(settings_class: type[T], **overrides: Any) -> T:
     """Reads one settings class from the environment. Raises SettingsError with one sentence."""
     try:
@@ -273,6 +291,7 @@ def _mask(secret: str) -> str:
 
 
 def _without_password(url: str) -> str:
+    url = re.sub(r"([?&](?:ssl)?password=)[^&]*", r"\1…", url)
     parts = urlsplit(url)
     return url.replace(f":{parts.password}@", ":…@") if parts.password else url
 

@@ -11,6 +11,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+import structlog
 
 from app import schema
 from app.clock import Clock
@@ -24,9 +25,23 @@ from tests.server import EventLoop, LoupeServer
 
 Serve = Callable[..., LoupeServer]
 
+# Tracebacks with every local variable, as is the default, take seconds to write.
+structlog.configure(
+    processors=[
+        *structlog.get_config()["processors"][:-1],
+        structlog.dev.ConsoleRenderer(
+            colors=False, exception_formatter=structlog.dev.plain_traceback
+        ),
+    ]
+)
+
 
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    clean_environment(monkeypatch)
+
+
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """No setting and no credential of whoever runs the tests."""
     for name in os.environ:
         if name.startswith(("LOUPE_", "AWS_", "GOOGLE_", "IMAGEKIT_", "IMAGE_KIT_")):
@@ -97,6 +112,37 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str
     server.drop(name)
 
 
+def start_server(
+    event_loop: EventLoop,
+    images: ImagePool,
+    data_dir: Path,
+    database_url: str,
+    clock: Clock | None = None,
+    **overrides: Any,
+) -> LoupeServer:
+    """A running server, to be stopped by the caller. overrides: of `Settings`."""
+    # With its protocol named, or asyncio leaves Nagle's delay of 40 ms on.
+    listening = socket.socket(proto=socket.IPPROTO_TCP)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listening.bind(("127.0.0.1", 0))
+    settings = load_settings(
+        Settings,
+        **{
+            "port": listening.getsockname()[1],
+            "data_dir": data_dir,
+            "database_url": database_url,
+            "google_auto_tagging": "off",
+            "aws_auto_tagging": "off",
+            "webhook_allow_cidrs": "127.0.0.0/8",
+            "webhook_schedule": "0,0.05,0.1",
+            **overrides,
+        },
+    )
+    server = LoupeServer(event_loop, settings, images, clock)
+    server.start(listening)
+    return server
+
+
 @pytest.fixture
 def serve(
     database_url: str,
@@ -111,24 +157,9 @@ def serve(
     running: list[LoupeServer] = []
 
     def start(*, clock: Clock | None = None, **overrides: Any) -> LoupeServer:
-        listening = socket.socket()
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind(("127.0.0.1", 0))
-        settings = load_settings(
-            Settings,
-            **{
-                "port": listening.getsockname()[1],
-                "data_dir": tmp_path,
-                "database_url": database_url,
-                "google_auto_tagging": "off",
-                "aws_auto_tagging": "off",
-                "webhook_allow_cidrs": "127.0.0.0/8",
-                "webhook_schedule": "0,0.05,0.1",
-                **overrides,
-            },
+        server = start_server(
+            event_loop_thread, shared_images, tmp_path, database_url, clock, **overrides
         )
-        server = LoupeServer(event_loop_thread, settings, shared_images, clock)
-        server.start(listening)
         running.append(server)
         return server
 
@@ -141,6 +172,26 @@ def serve(
 def server(serve: Serve) -> LoupeServer:
     """A server with the default settings and both extensions off."""
     return serve()
+
+
+@pytest.fixture(scope="session")
+def shared_server(
+    event_loop_thread: EventLoop,
+    shared_images: ImagePool,
+    sqlite_template: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[LoupeServer]:
+    """One server, on SQLite, for all tests that neither mind nor change what others left.
+
+    Most refusals are tested on it, since starting a server takes longer than they do.
+    """
+    directory = tmp_path_factory.mktemp("shared")
+    path = shutil.copy(sqlite_template, directory / "loupe.db")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        clean_environment(monkeypatch)
+        server = start_server(event_loop_thread, shared_images, directory, f"sqlite:///{path}")
+    yield server
+    server.stop()
 
 
 @pytest.fixture

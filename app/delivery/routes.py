@@ -20,6 +20,7 @@ from app.errors import ApiError, BadRequest
 from app.files.names import has_control_characters
 from app.files.objects import read_version_at
 from app.files.types import is_shown_inline
+from app.ids import is_id
 from app.images import ImageUnreadable
 from app.keys import Keys
 from app.storage.base import BlobMissing, Storage
@@ -72,6 +73,8 @@ class Delivery:
         raw_path = raw_path[len(prefix) :]
         query = request.scope["query_string"].decode("latin-1")
         target = parse_target(_decoded(raw_path), query)
+        if target.version_id is not None and not is_id(target.version_id):
+            raise NotDelivered
         version = await self.db.read(read_version_at, target.path, target.version_id)
         if version is None or not version.is_published:
             raise NotDelivered
@@ -113,7 +116,8 @@ class Delivery:
             headers["content-disposition"] = _attachment(version.name)
         size = version.size_bytes
         try:
-            part = requested_part(request.headers, size, etag)
+            is_get = request.method == "GET"  # ranges belong to no other method
+            part = requested_part(request.headers, size, etag) if is_get else None
         except RangeNotSatisfiable:
             raise ApiError(
                 416,
@@ -149,12 +153,15 @@ async def _chained(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[by
 
 
 def _decoded(raw_path: str) -> str:
-    """The path after the endpoint, percent-decoded, with a slash at the start."""
+    """The path after the endpoint, percent-decoded, with a slash at the start.
+
+    Doubled slashes are not folded: a file has one path.
+    """
     try:
         path = unquote_to_bytes(raw_path).decode()
     except UnicodeDecodeError:
         raise NotDelivered from None
-    if has_control_characters(path):
+    if has_control_characters(path) or "" in path.split("/"):
         raise NotDelivered
     return "/" + path
 
@@ -181,7 +188,7 @@ def _attachment(name: str) -> str:
     return f"attachment; filename=\"{ascii_name}\"; filename*=UTF-8''{quote(name, safe='')}"
 
 
-@router.api_route("/{imagekit_id}/{path:path}", methods=["GET", "HEAD"], include_in_schema=False)
+@router.api_route("/{path:path}", methods=["GET", "HEAD"], include_in_schema=False)
 async def deliver(request: Request) -> Response:
     delivery: Delivery = request.app.state.delivery
     return await delivery.respond(request)

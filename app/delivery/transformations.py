@@ -38,7 +38,7 @@ def parse_target(path: str, query: str) -> Target:
     """
     parts = [part for part in path.split("/") if part]
     asked = [part[3:] for part in parts if part.startswith("tr:")]
-    pairs = dict(parse_qsl(query, keep_blank_values=True, max_num_fields=100))
+    pairs = dict(parse_qsl(query, keep_blank_values=True))
     if pairs.get("tr"):
         asked.append(pairs["tr"])
     return Target(

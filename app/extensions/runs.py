@@ -135,16 +135,18 @@ def _due_and_deadline(tx: Tx, run_id: str, delay_seconds: float) -> tuple[dateti
 
 def _give_up_or_retry(tx: Tx, run: Row[Any], outcome: TryAgain) -> Outcome:
     garbled = run.garbled_replies + 1 if outcome.reason is Reason.BAD_REPLY else 0
-    delay = max(jobs.backoff_seconds(run.attempts), outcome.retry_after_seconds or 0)
-    due_at, expires_at = _due_and_deadline(tx, run.id, delay)
-    if garbled >= MAX_GARBLED_REPLIES or due_at > expires_at:
+    # What a vendor asks for can be any number.
+    asked_seconds = min(outcome.retry_after_seconds or 0, DEADLINE_SECONDS)
+    delay = max(jobs.backoff_seconds(run.attempts), asked_seconds)
+    now, due_at = tx.execute(select(tx.now(), tx.now(delay))).one()
+    if garbled >= MAX_GARBLED_REPLIES or now >= run.expires_at:
         return Failed(outcome.reason, outcome.message, outcome.provider, outcome.elapsed_ms)
     tx.execute(
         update(runs)
         .where(runs.c.id == run.id)
         .values(
             jobs.unleased(
-                due_at=due_at,
+                due_at=min(due_at, run.expires_at),
                 reason=outcome.reason,
                 last_error=outcome.message,
                 garbled_replies=garbled,

@@ -123,23 +123,37 @@ class InvalidJson(ValueError):
 
 
 def read_json(text: str | bytes) -> Any:
-    """Parses JSON as strictly as it is worth: no key twice, no NaN, bounded depth.
+    """Parses JSON as strictly as it is worth: UTF-8, no key twice, no NaN, bounded depth.
 
     A comma before a closing bracket is forgiven: a documented example of the API that Loupe is
     compatible with has one. Raises InvalidJson.
     """
+    if isinstance(text, bytes):
+        try:
+            text = text.decode("utf-8-sig")
+        except UnicodeDecodeError:
+            raise InvalidJson("should be UTF-8") from None
     try:
         value = _loads(text)
     except InvalidJson:
-        if isinstance(text, bytes):
-            text = text.decode("utf-8", "replace")
         value = _loads(_without_trailing_commas(text))
     if _is_deeper_than(value, MAX_DEPTH):
         raise InvalidJson(f"should be nested at most {MAX_DEPTH} levels deep")
+    if not _is_encodable(value):
+        raise InvalidJson("should hold no lone surrogates")
     return value
 
 
-def _loads(text: str | bytes) -> Any:
+def _is_encodable(value: Any) -> bool:
+    """False when a text in it is half of a character, which no answer could repeat."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _loads(text: str) -> Any:
     try:
         return json.loads(text, object_pairs_hook=_no_key_twice, parse_constant=_no_constant)
     except InvalidJson:
@@ -161,7 +175,8 @@ def _no_constant(name: str) -> Any:
     raise InvalidJson(f"should not hold {name}")
 
 
-_STRING_OR_TRAILING_COMMA = re.compile(r'("(?:[^"\\]|\\.)*")|,(?=\s*[}\]])')
+# A string without an end is taken whole too, else each quote in it would be tried as a start.
+_STRING_OR_TRAILING_COMMA = re.compile(r'("(?:[^"\\]|\\.)*+"?)|,(?=\s*[}\]])')
 
 
 def _without_trailing_commas(text: str) -> str:

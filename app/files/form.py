@@ -20,6 +20,7 @@ MAX_PARTS = 100
 MAX_FIELD_BYTES = 64 * 1024
 MAX_BOUNDARY_CHARACTERS = 200
 MAX_PART_HEADER_BYTES = 8 * 1024
+MAX_EPILOGUE_BYTES = 8 * 1024
 
 
 @dataclass(slots=True)
@@ -70,7 +71,7 @@ async def read_upload_form(request: Request, staging: Staging, limits: UploadLim
         strict=True,
     )
     try:
-        async for chunk in _body(request, limits):
+        async for chunk in _body(request, limits, b"\r\n--" + parser.boundary + b"--"):
             for event in parser.parse(chunk):
                 await reader.take(event)
         parser.close()
@@ -83,21 +84,37 @@ async def read_upload_form(request: Request, staging: Staging, limits: UploadLim
     return reader.form
 
 
-async def _body(request: Request, limits: UploadLimits) -> AsyncIterator[bytes]:
-    """The body's chunks. Raises TooSlow: the server itself would wait for ever."""
+async def _body(request: Request, limits: UploadLimits, end: bytes) -> AsyncIterator[bytes]:
+    """The body's chunks up to the one with the closing boundary `end`.
+
+    What follows, mostly one line break, means nothing; the parser refuses it in another chunk.
+    """
+    tail = b""
+    bytes_after_end: int | None = None
+    async for chunk in _in_time(request.stream(), limits):
+        if bytes_after_end is not None:
+            bytes_after_end += len(chunk)
+            if bytes_after_end > MAX_EPILOGUE_BYTES:
+                raise MalformedForm("it goes on after its end")
+        elif chunk:
+            yield chunk
+            tail = tail[-len(end) :] + chunk
+            bytes_after_end = 0 if end in tail else None
+
+
+async def _in_time(stream: AsyncIterator[bytes], limits: UploadLimits) -> AsyncIterator[bytes]:
+    """Raises TooSlow: the server itself would wait for ever."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + limits.deadline_seconds
-    chunks = aiter(request.stream())
     while True:
         try:
             async with asyncio.timeout_at(min(deadline, loop.time() + limits.idle_seconds)):
-                chunk = await anext(chunks, None)
+                chunk = await anext(stream, None)
         except TimeoutError:
             raise TooSlow from None
         if chunk is None:
             return
-        if chunk:
-            yield chunk
+        yield chunk
 
 
 def _refuse_encoded_body(request: Request) -> None:

@@ -61,11 +61,16 @@ DETAILED: dict[str, Any] = {
 
 
 def complete(schema: dict[str, Any]) -> dict[str, Any]:
-    """Adds what the streamed bodies refer to, and how to authenticate."""
+    """Adds what streamed bodies refer to and how to authenticate; leaves out the unsent 422."""
+    for operations in schema["paths"].values():
+        for operation in operations.values():
+            operation["responses"].pop("422", None)
     components = schema.setdefault("components", {})
     for model in (UploadFields, UpdateRequest):
         definitions = model.model_json_schema(ref_template=_REFERENCE).get("$defs", {})
         components.setdefault("schemas", {}).update(definitions)
+    for unused in ("HTTPValidationError", "ValidationError"):
+        components["schemas"].pop(unused, None)
     components["securitySchemes"] = {
         "privateKey": {
             "type": "http",

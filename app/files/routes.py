@@ -1,6 +1,7 @@
 """The media API's endpoints: they parse, call and answer. `library.py` and `upload.py` do it."""
 
 from typing import Annotated
+from unicodedata import normalize
 
 from fastapi import APIRouter, Depends, Query, Request
 from starlette.responses import Response
@@ -9,7 +10,7 @@ from app.auth import Authenticator
 from app.errors import BadRequest, JsonResponse
 from app.files import openapi
 from app.files.library import MediaLibrary
-from app.files.names import sanitise_folder_path
+from app.files.names import is_storable_text, sanitise_folder_path
 from app.files.schemas import LISTED_TYPES, NOT_YET, SORT_FIELDS, ListQuery
 from app.files.upload import Uploader, UploadVersion
 from app.logs import request_id
@@ -90,10 +91,17 @@ def _list_query(
         sort_field=sort_field,
         descending=direction == "DESC",
         folder=None if path is None else sanitise_folder_path(path),
-        name=name,
-        tags=[tag.strip() for tag in (tags or "").split(",") if tag.strip()],
+        name=None if name is None else normalize("NFC", _storable(name, "name")),
+        tags=[tag.strip() for tag in _storable(tags or "", "tags").split(",") if tag.strip()],
         is_image=None if file_type == "all" else file_type == "image",
     )
+
+
+def _storable(text: str, parameter: str) -> str:
+    """Raises BadRequest for what no database can be asked for."""
+    if not is_storable_text(text):
+        raise BadRequest(f"Your request contains invalid value for {parameter} parameter.")
+    return text
 
 
 def check_page(skip: int, limit: int) -> None:

@@ -32,7 +32,7 @@ M = TypeVar("M", bound=BaseModel)
 
 MAX_TAG_CHARACTERS = 500
 MAX_DESCRIPTION_CHARACTERS = 20_000
-_COORDINATES = re.compile(r"\d{1,6},\d{1,6},\d{1,6},\d{1,6}")
+_COORDINATES = re.compile(r"[0-9]{1,6}(?:,[0-9]{1,6}){3}")
 NOT_YET = "Your request contains {} parameter, which this version of Loupe does not support yet."
 
 
@@ -46,13 +46,14 @@ class TagsTooLong(BadRequest):
 
 def clean_tags(tags: list[str]) -> list[str] | None:
     """Tags in order, each once, without blank ones; None when none are left."""
-    cleaned = list(dict.fromkeys(tag.strip() for tag in tags if tag.strip()))
+    sent = [tag.strip() for tag in tags if tag.strip()]
+    cleaned = list(dict.fromkeys(sent))
     if any("%" in tag or has_control_characters(tag) for tag in cleaned):
         raise BadRequest(
             "Your request contains invalid value for tags parameter. "
             "Tags should hold neither % nor control characters."
         )
-    if sum(len(tag) for tag in cleaned) > MAX_TAG_CHARACTERS:
+    if sum(len(tag) for tag in sent) > MAX_TAG_CHARACTERS:
         raise TagsTooLong
     return cleaned or None
 
@@ -155,7 +156,8 @@ Coordinates = Annotated[
     str | None, BeforeValidator(_coordinates), Field(examples=["10,10,200,200"])
 ]
 Description = Annotated[
-    str | None, BeforeValidator(_description), Field(max_length=MAX_DESCRIPTION_CHARACTERS)
+    Annotated[str, Field(max_length=MAX_DESCRIPTION_CHARACTERS)] | None,
+    BeforeValidator(_description),
 ]
 WebhookUrl = Annotated[
     str | None,

@@ -213,16 +213,16 @@ def _folder_id(tx: Tx, path: str) -> str | None:
 def _insert_file(tx: Tx, folder_id: str, name: str, upload: UploadFields, blob: Blob) -> str:
     """The first version has the file's own id."""
     file_id = new_id()
+    values = _version_values(tx, upload, blob)
     tx.execute(
         insert(files).values(
             id=file_id,
             folder_id=folder_id,
             name=name,
             current_version_id=file_id,
-            created_at=tx.clock.now(),
+            created_at=values["created_at"],
         )
     )
-    values = _version_values(tx, upload, blob)
     tx.execute(insert(versions).values(id=file_id, file_id=file_id, number=1, **values))
     return file_id
 

@@ -182,6 +182,7 @@ class FileTagging:
         rules: WebhookRules,
         *,
         owner: str,
+        held: set[str],
         budget_seconds: float,
         on_delivery: Callable[[], None] = lambda: None,
         on_due_run: Callable[[], None] = lambda: None,
@@ -192,6 +193,7 @@ class FileTagging:
         self._storage = storage
         self.rules = rules
         self.owner = owner
+        self._held = held
         self.budget_seconds = budget_seconds
         self.on_delivery = on_delivery
         self.on_due_run = on_due_run
@@ -209,24 +211,29 @@ class FileTagging:
         A call that outlives the budget goes on; one that has not begun is left to anyone.
         keep_answer: called in the transaction that decides the response.
         """
+        self._held.update(run.id for run in runs)
         calls = self._begin(runs, version)
         await asyncio.wait([call.task for call in calls], timeout=self.budget_seconds)
         done = {call.run.id: call.task.result() for call in calls if call.task.done()}
         waiting = [call for call in calls if call.is_waiting]
         for call in waiting:
             call.task.cancel()
-        current, statuses = await self._db.write(
-            settle,
-            self.rules,
-            version.id,
-            [run.id for run in runs],
-            done,
-            [call.run.id for call in waiting],
-            keep_answer,
-        )
-        for call in calls:
-            if call.run.id not in done and call not in waiting:
-                self._follow(call)
+        try:
+            current, statuses = await self._db.write(
+                settle,
+                self.rules,
+                version.id,
+                [run.id for run in runs],
+                done,
+                [call.run.id for call in waiting],
+                keep_answer,
+            )
+        finally:
+            for call in calls:
+                if call.run.id in done or call in waiting:
+                    self._held.discard(call.run.id)
+                else:
+                    self._follow(call)
         for call in calls:
             if call.run.id in done:
                 _count(call.run, done[call.run.id])
@@ -284,7 +291,10 @@ class FileTagging:
         task.add_done_callback(self._stragglers.discard)
 
     async def _record_straggler(self, call: _Call) -> None:
-        await self._record(call.run, await call.task)
+        try:
+            await self._record(call.run, await call.task)
+        finally:
+            self._held.discard(call.run.id)
 
     async def _record(self, run: Row[Any], outcome: Outcome) -> None:
         """Failing that, the lease runs out and the run is taken over."""

@@ -28,6 +28,8 @@ def mime_type(head: bytes, name: str) -> str:
 
     head: its first bytes. Binary by magic number, text by the name's extension.
     """
+    if head.startswith(b"%PDF-"):  # may be all text
+        return "application/pdf"
     if _is_text(head):
         suffix = PurePath(name).suffix.lower()
         guessed = _TEXT_TYPES.get(suffix) or mimetypes.guess_type(name)[0] or ""

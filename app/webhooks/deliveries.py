@@ -164,6 +164,6 @@ def seconds_of(retry_after: str, now: datetime) -> float | None:
         return float(retry_after.strip()[:9])
     try:
         when = parsedate_to_datetime(retry_after)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         return None
     return (when - now).total_seconds() if when.tzinfo else None

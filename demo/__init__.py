@@ -1,0 +1,1 @@
+"""Shows what Loupe does: `python -m demo`."""
