@@ -324,7 +324,7 @@ def message_of(error: APIStatusError) -> str:
         ),
         (
             NotFoundError,
-            lambda sdk: sdk.accounts.usage.get(end_date=time.strftime("%Y"), start_date="2000"),
+            lambda sdk: sdk.custom_metadata_fields.list(),
             "The requested URL does not exist.",
         ),
     ],

@@ -51,6 +51,16 @@ WAITS = {GOOGLE: "pending"}
 FAILS = {GOOGLE: "failed"}
 
 
+@pytest.fixture
+def serve(serve: Serve) -> Serve:
+    """Servers that keep answers, as they do unless told otherwise."""
+
+    def start(**settings: Any) -> LoupeServer:
+        return serve(**{"result_ttl_days": 30, **settings})
+
+    return start
+
+
 @cache
 def picture(number: int = 0) -> bytes:
     """Small, and another one for each number below 256."""

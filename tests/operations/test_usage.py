@@ -33,7 +33,10 @@ def test_calls_and_reused_answers_are_counted_today(
     serve: Serve, vision: VisionEmulator, rekognition: RekognitionEmulator
 ) -> None:
     server = serve(
-        google_auto_tagging="vision", aws_auto_tagging="rekognition", sync_budget_seconds=20
+        google_auto_tagging="vision",
+        aws_auto_tagging="rekognition",
+        sync_budget_seconds=20,
+        result_ttl_days=30,
     )
     upload(server, GOOGLE, AWS)
     upload(server, GOOGLE)
