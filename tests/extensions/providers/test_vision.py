@@ -85,6 +85,7 @@ def no_credentials(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("GOOGLE_APPLICATION_CREDENTIALS", raising=False)
     monkeypatch.delenv("LOUPE_VISION_ENDPOINT", raising=False)
     monkeypatch.delenv("LOUPE_VISION_INSECURE", raising=False)
+    monkeypatch.delenv("NO_GCE_CHECK", raising=False)
     monkeypatch.setenv("CLOUDSDK_CONFIG", str(tmp_path))
 
 
