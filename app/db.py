@@ -333,12 +333,14 @@ class PostgresDatabase(Database):
             connect_args={"options": POSTGRES_OPTIONS, "connect_timeout": 10},
             **_engine_options(),
         )
+        # All statements of a reading transaction see the same moment, as they do on SQLite.
+        self._snapshots = self._engine.execution_options(isolation_level="REPEATABLE READ")
         self._threads = ThreadPoolExecutor(POSTGRES_THREADS, thread_name_prefix="postgres")
 
     async def read(
         self, function: Callable[Concatenate[Tx, P], T], *args: P.args, **kwargs: P.kwargs
     ) -> T:
-        return await self._run(self._once, lambda tx: function(tx, *args, **kwargs))
+        return await self._run(self._in_snapshot, lambda tx: function(tx, *args, **kwargs))
 
     async def scan(
         self, function: Callable[Concatenate[Tx, P], T], *args: P.args, **kwargs: P.kwargs
@@ -352,6 +354,10 @@ class PostgresDatabase(Database):
         self, how: Callable[[Callable[[Tx], T]], T], function: Callable[[Tx], T]
     ) -> "asyncio.Future[T]":
         return asyncio.get_running_loop().run_in_executor(self._threads, how, function)
+
+    def _in_snapshot(self, function: Callable[[Tx], T]) -> T:
+        with self._snapshots.begin() as connection:
+            return function(Tx(connection, self.clock))
 
     def _once(self, function: Callable[[Tx], T]) -> T:
         with self._engine.begin() as connection:

@@ -65,7 +65,7 @@ class LoupeServer:
         config = server_config(create_app(self.resources), self._settings)
         self._server = uvicorn.Server(config)
         self._serving = asyncio.create_task(self._server._serve([listening]))
-        while not self._server.started:
+        while not self._server.started:  # noqa: ASYNC110 (uvicorn has no event for it)
             await asyncio.sleep(0.002)
 
     def stop(self) -> None:

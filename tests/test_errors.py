@@ -50,7 +50,7 @@ def _broken(*_: Any, **__: Any) -> NoReturn:
 def test_every_refusal_has_message_help_and_request_id(
     shared_server: LoupeServer, method: str, path: str, status: int, message: str | None
 ) -> None:
-    body = {} if method == "PATCH" else None
+    body: dict[str, Any] | None = {} if method == "PATCH" else None
     with nothing_left(shared_server):
         refused(shared_server.client.request(method, path, json=body), status, message)
 
@@ -75,7 +75,7 @@ def test_every_refusal_has_message_help_and_request_id(
 def test_a_malformed_file_id_is_400(
     shared_server: LoupeServer, method: str, ending: str, file_id: str
 ) -> None:
-    body = {} if method == "PATCH" else None
+    body: dict[str, Any] | None = {} if method == "PATCH" else None
     answer = shared_server.client.request(method, f"/v1/files/{file_id}{ending}", json=body)
     refused(answer, 400, "Your request contains invalid fileId parameter.")
 
