@@ -113,6 +113,8 @@ async def open_resources(
         if is_sqlite(url):
             # Nobody else writes there; what other replicas may write to, the sweep removes.
             await asyncio.to_thread(remove_older, storage.staging_dir, _NEVER)
+        sweep = Sweep(db, storage)
+        await sweep.recognise()
         keys = await load_keys(db, settings)
         if images is None:
             images = ImagePool(max_pixels=settings.max_pixels)
@@ -152,7 +154,7 @@ async def open_resources(
                 run_loop.run(),
                 webhook_loop.run(),
                 keep_leases(db, held, owner),
-                Sweep(db, storage).run(),
+                sweep.run(),
             )
         )
         yield Resources(

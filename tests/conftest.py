@@ -136,6 +136,7 @@ def start_server(
             "webhook_allow_cidrs": "127.0.0.0/8",
             "webhook_schedule": "0,0.05,0.1",
             "result_ttl_days": 0,  # tests use the same pictures, and count calls
+            "max_concurrent_uploads": 1000,
             **overrides,
         },
     )

@@ -82,7 +82,7 @@ WRONG_VALUES = [
     ("LOUPE_DATABASE_URL", "sqlite:///"),
     ("LOUPE_DATABASE_URL", "sqlite:///:memory:"),
     ("LOUPE_DATABASE_URL", "postgresql+psycopg://user@host:port/name"),
-    ("LOUPE_STORAGE_URL", "s3://bucket/prefix"),
+    ("LOUPE_STORAGE_URL", "ftp://bucket/prefix"),
     ("LOUPE_STORAGE_URL", "file://relative"),
     ("LOUPE_PUBLIC_URL", "example.com"),
     ("LOUPE_PUBLIC_URL", "ftp://example.com"),

@@ -133,7 +133,7 @@ def test_not_ready_is_503_while_healthy(
     server: LoupeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as breaking:
-        breaking.setattr(server.resources.db, "read", _broken)
+        breaking.setattr(server.resources.db, "scan", _broken)
         message = refused(server.client.get("/readyz"), 503)
         assert "secret" not in message
         assert server.client.get("/healthz").json() == {"status": "ok"}

@@ -105,6 +105,7 @@ def process(
             "LOUPE_DATA_DIR": str(tmp_path),
             "LOUPE_DATABASE_URL": database_url,
             "LOUPE_SYNC_BUDGET_SECONDS": f"{BUDGET_SECONDS}",
+            "LOUPE_RESULT_TTL_DAYS": "0",
             "LOUPE_WEBHOOK_ALLOW_CIDRS": "127.0.0.0/8",
             "LOUPE_WEBHOOK_SCHEDULE": "0,0.2,1",
         },

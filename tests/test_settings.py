@@ -135,7 +135,7 @@ def test_storage_may_lie_elsewhere(environment: pytest.MonkeyPatch) -> None:
         ("DATABASE_URL", "postgresql://localhost/x"),
         ("DATABASE_URL", "sqlite://"),
         ("DATABASE_URL", "sqlite:///:memory:"),
-        ("STORAGE_URL", "s3://bucket/prefix"),
+        ("STORAGE_URL", "ftp://bucket/prefix"),
         ("STORAGE_URL", "file://relative"),
         ("PUBLIC_URL", "media.example"),
         ("PUBLIC_URL", "ftp://media.example"),

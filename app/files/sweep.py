@@ -62,6 +62,13 @@ class Sweep:
         except StorageUnavailable as error:
             log.error("cannot remove unfinished uploads", exc_info=error)
 
+    async def recognise(self) -> None:
+        """Marks a storage that is new as this database's, before anything is stored in it."""
+        try:
+            await self._is_ours()
+        except StorageUnavailable as error:
+            log.error("cannot mark the storage", exc_info=error)
+
     async def _is_ours(self) -> bool:
         """Whether this database knows which blobs are wanted.
 

@@ -3,21 +3,41 @@
 import asyncio
 from collections.abc import Coroutine
 from functools import partial
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, NoReturn, TypeVar
 
 import pytest
 from pydantic_settings import BaseSettings
 
+from app.clock import Clock
+from app.db import Database
+from app.extensions.calls import CallPolicy
 from app.extensions.outcomes import Failed, Outcome, Succeeded, TryAgain
-from app.extensions.provider import CallLimits, Label, ProviderError, Reason
+from app.extensions.provider import Answer, CallLimits, Label, ProviderError, Reason
 from app.extensions.schemas import AWS, GOOGLE
-from app.extensions.tagger import Tagger, TaggingRequest, Unavailable, open_tagger
+from app.extensions.tagger import Backend, Tagger, TaggingRequest, Unavailable, open_tagger
 from app.images import ImagePool, ImageUnreadable, ProviderCopy
-from app.settings import Settings, SettingsError, load_settings
+from app.settings import BudgetExhausted, Settings, SettingsError, load_settings
 
 T = TypeVar("T")
 COPY = ProviderCopy(b"jpeg", 80, 80, 80, 80, 0.0)
 REQUEST = TaggingRequest(GOOGLE, 50, 2)
+
+
+class _NoDatabase(Database):
+    """What does not cost anything is called without asking the database."""
+
+    def __init__(self) -> None:
+        super().__init__(Clock())
+
+    async def read(self, *_: Any, **__: Any) -> NoReturn:
+        raise AssertionError("the database was read")
+
+    scan = read
+
+    def _submit(self, _: Any) -> NoReturn:
+        raise AssertionError("the database was written")
+
+    async def close(self) -> None: ...
 
 
 class Scripted:
@@ -25,6 +45,7 @@ class Scripted:
 
     name: ClassVar[str] = "scripted"
     ANSWER_VERSION: ClassVar[int] = 1
+    is_billed: ClassVar[bool] = False
     settings_class: ClassVar[type[BaseSettings]] = BaseSettings
 
     def __init__(self, extension: str, limits: CallLimits, images: ImagePool) -> None:
@@ -36,7 +57,7 @@ class Scripted:
 
     async def open(self) -> None: ...
 
-    async def detect_labels(self, image: ProviderCopy) -> list[Label]:
+    async def detect_labels(self, image: ProviderCopy) -> Answer:
         self.calls += 1
         self.in_flight += 1
         self.max_in_flight = max(self.max_in_flight, self.in_flight)
@@ -46,7 +67,8 @@ class Scripted:
             self.in_flight -= 1
         if self.problem is not None:
             raise self.problem
-        return [Label("Low", 49.99), Label("A", 50), Label("B", 60), Label("C", 70)]
+        labels = [("Low", 49.99), ("A", 50), ("B", 60), ("C", 70)]
+        return Answer([Label(name, confidence) for name, confidence in labels])
 
     async def close(self) -> None:
         self.is_closed = True
@@ -60,7 +82,9 @@ def scripted(*, timeout_seconds: float = 10, concurrency: int = 16) -> tuple[Tag
     limits = CallLimits(timeout_seconds, concurrency)
     provider = Scripted(GOOGLE, limits, ImagePool())
     off = Unavailable(Reason.OFF, "Off.")
-    return Tagger({GOOGLE: provider, AWS: off}, limits), provider
+    policy = CallPolicy(GOOGLE, "scripted:1", 0, 30, 0, 0, BudgetExhausted.PENDING)
+    backend = Backend(provider, policy, asyncio.Semaphore(concurrency))
+    return Tagger(_NoDatabase(), {GOOGLE: backend, AWS: off}, limits, "me"), provider
 
 
 async def picture() -> ProviderCopy:
@@ -152,7 +176,9 @@ def test_calls_beyond_the_slots_wait_and_begin_when_one_is_free() -> None:
         provider.gate.clear()
         begun: list[int] = []
         attempts = [
-            asyncio.create_task(tagger.attempt(REQUEST, picture, partial(begun.append, number)))
+            asyncio.create_task(
+                tagger.attempt(REQUEST, picture, on_start=partial(begun.append, number))
+            )
             for number in range(10)
         ]
         for _ in range(10):
@@ -198,7 +224,9 @@ def test_background_has_half_of_the_slots_and_at_least_one(
 
 def opened(**settings: str) -> Tagger:
     async def open_and_close() -> Tagger:
-        tagger = await open_tagger(load_settings(Settings, **settings), ImagePool())
+        tagger = await open_tagger(
+            load_settings(Settings, **settings), ImagePool(), _NoDatabase(), "me"
+        )
         await tagger.close()
         return tagger
 

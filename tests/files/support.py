@@ -14,11 +14,11 @@ from uuid import uuid4
 
 import httpx
 import pytest
-from sqlalchemy import Row, func, select, update
+from sqlalchemy import Row, delete, func, select, update
 
 from app.clock import Clock
 from app.db import Tx
-from app.extensions.models import runs
+from app.extensions.models import provider_states, runs
 from app.extensions.schemas import AWS, GOOGLE
 from app.webhooks.models import attempts, deliveries
 from tests import pictures
@@ -131,6 +131,7 @@ class Stand:
 def _end_all(tx: Tx) -> None:
     for table in (runs, deliveries):
         tx.execute(update(table).where(table.c.status == "pending").values(status="ended"))
+    tx.execute(delete(provider_states))
 
 
 @contextmanager
