@@ -33,10 +33,13 @@ migrate: $(VENV)/.runtime ## Bring the database's schema up to date
 	@$(PY) -m app migrate
 
 ##@ Develop
-.PHONY: test check format lock clean help
+.PHONY: test torture check format lock clean help
 test: check ## Install everything, check, and pass all tests
 	@echo "==> Tests"
 	@$(PY) -m pytest $(PYTEST_ARGS)
+
+torture: $(VENV)/.dev ## The reliability tests in their full size (needs strace; takes long)
+	@LOUPE_TORTURE=full $(PY) -m pytest -s tests/torture
 
 check: $(VENV)/.dev ## Lint, types and the import contract
 	@echo "==> Lint, types, imports"
