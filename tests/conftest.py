@@ -25,6 +25,9 @@ from tests.server import EventLoop, LoupeServer
 
 Serve = Callable[..., LoupeServer]
 
+# Slow, and it wants strace and mounts: `make torture`.
+collect_ignore = [] if "LOUPE_TORTURE" in os.environ else ["torture"]
+
 # Tracebacks with every local variable, as is the default, take seconds to write.
 structlog.configure(
     processors=[

@@ -9,13 +9,13 @@ from typing import Any
 
 import httpx
 import pytest
-from sqlalchemy import create_engine, text, update
+from sqlalchemy import create_engine, delete, text, update
 from sqlalchemy.pool import NullPool
 
 from app import jobs
 from app.clock import Clock
 from app.db import Tx
-from app.extensions.models import runs
+from app.extensions.models import provider_states, runs
 from app.extensions.runs import start_runs
 from app.extensions.schemas import AWS, GOOGLE, parse_extensions
 from tests import pictures
@@ -713,20 +713,22 @@ def test_background_takes_half_of_the_slots_and_leaves_the_rest_to_requests(
     either.emulator.fault, either.emulator.retry_after = "throttle", 300
     in_threads(6, upload, server, either.extension)
     either.emulator.fault = None
+    throttled = len(either.emulator.calls)
+    server.write(lambda tx: tx.execute(delete(provider_states)) and None)  # closes the breaker
     either.emulator.hold()
     either.emulator.max_in_flight = 0
     make_due(server)
-    either.emulator.wait_for_calls(8)
+    either.emulator.wait_for_calls(throttled + 2)
     with pytest.raises(TimeoutError):
-        either.emulator.wait_for_calls(9, timeout_seconds=0.3)
+        either.emulator.wait_for_calls(throttled + 3, timeout_seconds=0.3)
     answers = in_threads(3, upload, server, either.extension)
     assert {status_in(answer) for answer in answers} == {"pending"}
     # All four slots are taken: two by requests, whose third found none.
     assert either.emulator.max_in_flight == 4
-    assert len(either.emulator.calls) == 10
+    assert len(either.emulator.calls) == throttled + 4
     either.emulator.release()
     wait_until_final(server)
-    assert len(either.emulator.calls) == 15
+    assert len(either.emulator.calls) == throttled + 9
     assert either.emulator.max_in_flight <= 4
 
 

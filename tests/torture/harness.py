@@ -1,6 +1,6 @@
 """A server in a process of its own, that can be killed, frozen and started again; and its load.
 
-Small sizes run with the other tests, full ones with `LOUPE_TORTURE=full`, as `make torture` sets.
+`LOUPE_TORTURE=full`, as `make torture` sets it, runs the full sizes; any other value small ones.
 """
 
 import hashlib
