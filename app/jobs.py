@@ -108,11 +108,11 @@ def release_leases(tx: Tx, tables: Sequence[Table], owner: str | None = None) ->
         tx.execute(update(table).where(held).values(unleased()))
 
 
-def seconds_to_next_due(tx: Tx, table: Table) -> float | None:
+def seconds_to_next_due(tx: Tx, table: Table, *where: ColumnElement[bool]) -> float | None:
     """Until the next unleased row is due; None without one. Negative if one is due already."""
     due_at = tx.execute(
         select(func.min(table.c.due_at)).where(
-            table.c.status == PENDING, table.c.lease_until.is_(None)
+            table.c.status == PENDING, table.c.lease_until.is_(None), *where
         )
     ).scalar_one()
     if due_at is None:

@@ -11,12 +11,20 @@ QUEUES: dict[str, Table] = {"run": runs, "delivery": deliveries}
 
 
 def oldest_due_seconds(tx: Tx) -> dict[str, float]:
-    """queue -> how long its oldest due row has waited for anyone to take it; 0 if none waits."""
-    waits = {}
-    for name, table in QUEUES.items():
-        seconds = jobs.seconds_to_next_due(tx, table)
-        waits[name] = 0.0 if seconds is None else max(0.0, -seconds)
-    return waits
+    """queue -> how long its oldest due row has waited for anyone to take it; 0 if none waits.
+
+    Runs that an open breaker holds back do not count: no replica could take them.
+    """
+    held_back = select(provider_states.c.extension).where(
+        provider_states.c.opened_until.is_not(None)
+    )
+    next_due = {
+        "run": jobs.seconds_to_next_due(tx, runs, runs.c.extension.not_in(held_back)),
+        "delivery": jobs.seconds_to_next_due(tx, deliveries),
+    }
+    return {
+        name: 0.0 if seconds is None else max(0.0, -seconds) for name, seconds in next_due.items()
+    }
 
 
 def gauge_queues(tx: Tx) -> None:

@@ -12,6 +12,7 @@ import structlog
 from sqlalchemy import select
 
 from app.db import Database, Tx
+from app.extensions.calls import forget_expired_answers
 from app.files.models import versions
 from app.ids import new_id
 from app.keys import kept_secret
@@ -55,6 +56,8 @@ class Sweep:
         else:
             log.error("the storage belongs to another database: nothing is swept")
         await self._check_blobs()
+        while await self._db.write(forget_expired_answers):
+            pass
 
     async def _remove_unfinished(self, before: datetime) -> None:
         try:
