@@ -121,17 +121,32 @@ def bytewise_text() -> Text:
 class Tx:
     """One open transaction, handed to every transaction function as its first parameter."""
 
-    __slots__ = ("_connection", "clock", "is_postgres")
+    __slots__ = ("_connection", "clock", "dialect", "is_postgres")
 
     def __init__(self, connection: Connection, clock: Clock) -> None:
         self._connection = connection
         self.clock = clock
+        self.dialect = connection.dialect
         self.is_postgres = connection.dialect.name == "postgresql"
 
     def execute(
         self, statement: Executable, parameters: Any = None
     ) -> CursorResult[*tuple[Any, ...]]:
         return self._connection.execute(statement, parameters)
+
+    def execute_driver(self, sql: str, arguments: Any = ()) -> Any:
+        """Runs SQL without SQLAlchemy's own work, which takes longer than a short statement.
+
+        Returns the driver's cursor. Raises what SQLAlchemy raises.
+        """
+        driver_connection: Any = self._connection.connection.driver_connection
+        driver = self.dialect.loaded_dbapi
+        try:
+            return driver_connection.execute(sql, arguments)
+        except driver.Error as error:
+            raise DBAPIError.instance(
+                sql, None, error, driver.Error, hide_parameters=True, dialect=self.dialect
+            ) from error
 
     def now(self, plus_seconds: float = 0) -> ColumnElement[datetime]:
         """Now, for leases and due times: the database's clock if many machines share it."""
@@ -285,16 +300,17 @@ def _in_savepoint(
     connection: Connection, tx: Tx, function: Callable[[Tx], Any]
 ) -> tuple[Any, Exception | None]:
     """Only the caller of a failing function sees its error, unless SQLite lost everything."""
-    savepoint = connection.begin_nested()
+    tx.execute_driver("SAVEPOINT one_of_the_group")
+    outcome: tuple[Any, Exception | None]
     try:
-        result = function(tx)
+        outcome = function(tx), None
     except Exception as error:
         if _ends_the_group(connection, error):
             raise _GroupFailed from error
-        savepoint.rollback()
-        return None, error
-    savepoint.commit()
-    return result, None
+        tx.execute_driver("ROLLBACK TO one_of_the_group")
+        outcome = None, error
+    tx.execute_driver("RELEASE one_of_the_group")
+    return outcome
 
 
 def _ends_the_group(connection: Connection, error: Exception) -> bool:

@@ -1,10 +1,12 @@
 """Structured logs, one JSON object a line, with the request's id in every line of a request."""
 
 import contextvars
+import json
 import logging
 import sys
 from typing import Any
 
+import orjson
 import structlog
 
 _request_id: contextvars.ContextVar[str] = contextvars.ContextVar("request_id", default="")
@@ -30,7 +32,10 @@ def _add_request_id(logger: Any, method: str, event: dict[str, Any]) -> dict[str
 
 
 def configure_logs() -> None:
-    """Ours and the libraries' lines, alike, to standard error."""
+    """Ours and the libraries' lines, alike, to standard error.
+
+    Ours go there directly: the standard library's way costs several times as much a line.
+    """
     shared: list[Any] = [
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
@@ -39,8 +44,9 @@ def configure_logs() -> None:
         structlog.processors.format_exc_info,
     ]
     structlog.configure(
-        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
-        logger_factory=structlog.stdlib.LoggerFactory(),
+        processors=[*shared, _as_json],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        logger_factory=structlog.BytesLoggerFactory(sys.stderr.buffer),
         cache_logger_on_first_use=True,
     )
     handler = logging.StreamHandler(sys.stderr)
@@ -49,7 +55,7 @@ def configure_logs() -> None:
             foreign_pre_chain=shared,
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-                structlog.processors.JSONRenderer(),
+                _as_json_text,
             ],
         )
     )
@@ -58,3 +64,15 @@ def configure_logs() -> None:
     root.setLevel(logging.INFO)
     for noisy in ("httpx", "httpcore", "botocore", "boto3", "urllib3", "google", "alembic"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def _as_json(logger: Any, method: str, event: Any) -> bytes:
+    """One line. orjson knows neither lone surrogates nor what is no JSON: those take longer."""
+    try:
+        return orjson.dumps(event)
+    except TypeError:
+        return json.dumps(event, default=repr).encode()
+
+
+def _as_json_text(logger: Any, method: str, event: Any) -> str:
+    return _as_json(logger, method, event).decode()

@@ -20,8 +20,7 @@ from app import metrics
 from app.auth import Authenticator
 from app.clock import Clock
 from app.db import Database, ProcessLock, is_sqlite, open_database
-from app.delivery.routes import Delivery
-from app.delivery.routes import router as delivery_router
+from app.delivery.routes import Delivery, delivery_route
 from app.delivery.thumbnails import Thumbnails
 from app.delivery.transformations import THUMBNAIL_BOX_PX
 from app.errors import ApiError, JsonResponse, error_response, install_error_handlers
@@ -212,11 +211,14 @@ def create_app(resources: Resources) -> ASGIApp:
     )
     install_error_handlers(app)
     app.add_exception_handler(StorageUnavailable, _on_storage_unavailable)
-    app.include_router(upload_router)
-    app.include_router(files_router)
-    app.include_router(operations_router)
     _add_health(app, resources)
-    app.include_router(delivery_router, prefix=f"/{resources.settings.imagekit_id}")
+    # In front and not included: FastAPI looks for an included route twice, and one by one.
+    app.router.routes[:0] = [
+        delivery_route(resources.settings.imagekit_id),
+        *files_router.routes,
+        *upload_router.routes,
+        *operations_router.routes,
+    ]
     generate = app.openapi
     app.openapi = lambda: openapi.complete(generate())  # type: ignore[method-assign]
     return RequestLog(HeaderLimit(RefusedBodies(TrailingSlash(UploadCors(app)))))

@@ -6,10 +6,11 @@ from email.utils import format_datetime
 from typing import Any
 from urllib.parse import quote, unquote_to_bytes
 
-from fastapi import APIRouter, Request
 from sqlalchemy import Row
 from starlette.exceptions import HTTPException
+from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
+from starlette.routing import Route
 
 from app.db import Database
 from app.delivery.ranges import Part, RangeNotSatisfiable, is_not_modified, requested_part
@@ -27,8 +28,6 @@ from app.storage.base import BlobMissing, Storage
 
 SANDBOX = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; sandbox"
 REVALIDATED = "max-age=0, must-revalidate"
-
-router = APIRouter(tags=["Delivery"])
 
 
 class NotDelivered(ApiError):
@@ -188,7 +187,11 @@ def _attachment(name: str) -> str:
     return f"attachment; filename=\"{ascii_name}\"; filename*=UTF-8''{quote(name, safe='')}"
 
 
-@router.api_route("/{path:path}", methods=["GET", "HEAD"], include_in_schema=False)
-async def deliver(request: Request) -> Response:
+async def _deliver(request: Request) -> Response:
     delivery: Delivery = request.app.state.delivery
     return await delivery.respond(request)
+
+
+def delivery_route(imagekit_id: str) -> Route:
+    """Everything below `/{imagekit_id}/`. Starlette's, since it is no part of the API's schema."""
+    return Route(f"/{imagekit_id}/{{path:path}}", _deliver, methods=["GET", "HEAD"])

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Row, Select, func, insert, select, update
+from sqlalchemy import Row, Select, bindparam, func, insert, select, update
 
 from app import jobs
 from app.db import Tx
@@ -14,6 +14,7 @@ from app.extensions.outcomes import Failed, NotNow, Outcome, Succeeded, TryAgain
 from app.extensions.provider import Reason
 from app.extensions.schemas import AutoTagging
 from app.ids import new_id
+from app.prepared import Prepared
 
 DEADLINE_SECONDS = 24 * 3600
 MAX_GARBLED_REPLIES = 3
@@ -223,14 +224,16 @@ def is_superseded(tx: Tx, run: Row[Any]) -> bool:
     return tx.execute(newer.limit(1)).first() is not None
 
 
+_read_statuses = Prepared(
+    select(runs.c.extension, runs.c.status)
+    .where(runs.c.version_id == bindparam("version_id"))
+    .order_by(runs.c.number)
+)
+
+
 def latest_statuses(tx: Tx, version_id: str) -> dict[str, str]:
     """extension -> status of its latest run on this version."""
-    return _by_extension(
-        tx,
-        select(runs.c.extension, runs.c.status)
-        .where(runs.c.version_id == version_id)
-        .order_by(runs.c.number),
-    )
+    return {run.extension: run.status for run in _read_statuses.all(tx, version_id=version_id)}
 
 
 def _by_extension(tx: Tx, statement: Select[Any]) -> dict[str, Any]:

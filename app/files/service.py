@@ -2,14 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from sqlalchemy import (
+    JSON,
     ColumnElement,
     Row,
     Select,
     Text,
-    cast,
+    bindparam,
     delete,
     exists,
     func,
@@ -47,6 +49,7 @@ from app.files.schemas import ListQuery, UpdateRequest, UploadFields
 from app.files.tagging import WebhookRules, end_runs
 from app.files.urls import FileUrls
 from app.ids import is_id, new_id
+from app.prepared import Prepared
 
 MAX_VERSIONS = 100
 
@@ -113,6 +116,16 @@ class Stored:
     told: bool = False
 
 
+_lock_file_at = Prepared(
+    select(files)
+    .where(files.c.folder_id == bindparam("folder_id"), files.c.name == bindparam("name"))
+    .with_for_update()
+)
+_insert_into_files = Prepared(insert(files))
+_insert_into_versions = Prepared(insert(versions))
+_folder_at = Prepared(select(folders.c.id).where(folders.c.path == bindparam("path")))
+
+
 def store_upload(
     tx: Tx,
     upload: UploadFields,
@@ -129,9 +142,7 @@ def store_upload(
         raise StillRunning
     folder_id = ensure_folder(tx, upload.folder)
     name = with_unique_suffix(upload.file_name) if upload.use_unique_file_name else upload.file_name
-    existing = tx.execute(
-        select(files).where(files.c.folder_id == folder_id, files.c.name == name).with_for_update()
-    ).one_or_none()
+    existing = _lock_file_at.one_or_none(tx, folder_id=folder_id, name=name)
     told = False
     if existing is None:
         version_id = _insert_file(tx, folder_id, name, upload, blob)
@@ -207,23 +218,23 @@ def ensure_folder(tx: Tx, path: str) -> str:
 
 
 def _folder_id(tx: Tx, path: str) -> str | None:
-    return tx.execute(select(folders.c.id).where(folders.c.path == path)).scalar_one_or_none()
+    folder = _folder_at.one_or_none(tx, path=path)
+    return None if folder is None else folder.id
 
 
 def _insert_file(tx: Tx, folder_id: str, name: str, upload: UploadFields, blob: Blob) -> str:
     """The first version has the file's own id."""
     file_id = new_id()
     values = _version_values(tx, upload, blob)
-    tx.execute(
-        insert(files).values(
-            id=file_id,
-            folder_id=folder_id,
-            name=name,
-            current_version_id=file_id,
-            created_at=values["created_at"],
-        )
+    _insert_into_files.run(
+        tx,
+        id=file_id,
+        folder_id=folder_id,
+        name=name,
+        current_version_id=file_id,
+        created_at=values["created_at"],
     )
-    tx.execute(insert(versions).values(id=file_id, file_id=file_id, number=1, **values))
+    _insert_into_versions.run(tx, id=file_id, file_id=file_id, number=1, **values)
     return file_id
 
 
@@ -246,9 +257,7 @@ def _insert_next_version(tx: Tx, file: Row[Any], upload: UploadFields, blob: Blo
     if not upload.overwrite_ai_tags:
         values["ai_tags"] = current.ai_tags
     version_id = new_id()
-    tx.execute(
-        insert(versions).values(id=version_id, file_id=file.id, number=latest[0] + 1, **values)
-    )
+    _insert_into_versions.run(tx, id=version_id, file_id=file.id, number=latest[0] + 1, **values)
     tx.execute(update(files).where(files.c.id == file.id).values(current_version_id=version_id))
     return version_id
 
@@ -372,17 +381,34 @@ def delete_file(tx: Tx, file_id: str, rules: WebhookRules) -> tuple[list[str], b
 
 def list_files(tx: Tx, query: ListQuery, urls: FileUrls) -> list[dict[str, Any]]:
     """Current versions, as a list shows them."""
-    statement = select_versions().where(versions.c.id == files.c.current_version_id)
-    if query.folder is not None:
-        statement = statement.where(folders.c.path == query.folder)
-    if query.name is not None:
-        statement = statement.where(files.c.name == query.name)
-    if query.is_image is not None:
-        statement = statement.where(versions.c.is_image == query.is_image)
-    if query.tags:
-        statement = statement.where(_has_any_tag(tx, query.tags))
-    rows = tx.execute(_sorted(statement, query).offset(query.skip).limit(query.limit))
+    filters = {
+        "folder": query.folder,
+        "name": query.name,
+        "is_image": query.is_image,
+        "tags": query.tags or None,
+    }
+    wanted = {name: value for name, value in filters.items() if value is not None}
+    listing = _listing(frozenset(wanted), query.sort_field, query.descending, tx.is_postgres)
+    rows = listing.all(tx, **wanted, limit=query.limit, skip=query.skip)
     return [listed_object(row, urls) for row in rows]
+
+
+@cache
+def _listing(
+    filters: frozenset[str], sort_field: str, descending: bool, is_postgres: bool
+) -> Prepared:
+    """A list's statement: few of all those that there can be are ever asked for."""
+    conditions = {
+        "folder": folders.c.path == bindparam("folder"),
+        "name": files.c.name == bindparam("name"),
+        "is_image": versions.c.is_image == bindparam("is_image"),
+        "tags": _has_any_tag(is_postgres),
+    }
+    statement = select_versions().where(
+        versions.c.id == files.c.current_version_id, *(conditions[name] for name in sorted(filters))
+    )
+    in_order = _sorted(statement, sort_field, descending)
+    return Prepared(in_order.limit(bindparam("limit")).offset(bindparam("skip")))
 
 
 _SORT_COLUMNS = {
@@ -394,18 +420,19 @@ _SORT_COLUMNS = {
 }
 
 
-def _sorted(statement: Select[Any], query: ListQuery) -> Select[Any]:
+def _sorted(statement: Select[Any], field: str, descending: bool) -> Select[Any]:
     """What cannot be sorted by (relevance of no search, duration of no video) is by creation."""
-    column = _SORT_COLUMNS.get(query.sort_field, files.c.created_at)
-    if query.descending:
+    column = _SORT_COLUMNS.get(field, files.c.created_at)
+    if descending:
         return statement.order_by(column.desc().nulls_last(), files.c.id.desc())
     return statement.order_by(column.asc().nulls_last(), files.c.id)
 
 
-def _has_any_tag(tx: Tx, tags: list[str]) -> ColumnElement[bool]:
-    if tx.is_postgres:
+def _has_any_tag(is_postgres: bool) -> ColumnElement[bool]:
+    if is_postgres:
         stored: Any = type_coerce(versions.c.tags, JSONB)
-        matches: ColumnElement[bool] = stored.has_any(cast(tags, ARRAY(Text)))
+        matches: ColumnElement[bool] = stored.has_any(bindparam("tags", type_=ARRAY(Text)))
         return matches
     each = func.json_each(versions.c.tags).table_valued("value")
-    return exists().select_from(each).where(each.c.value.in_(tags))
+    wanted = func.json_each(bindparam("tags", type_=JSON)).table_valued("value")
+    return exists().select_from(each).where(each.c.value.in_(select(wanted.c.value)))

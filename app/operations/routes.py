@@ -10,7 +10,7 @@ from starlette.responses import Response
 from app.db import Database
 from app.errors import BadRequest, JsonResponse
 from app.extensions.schemas import EXTENSIONS
-from app.files.routes import check_page, read_body, require_key
+from app.files.routes import KeyedRoute, check_page, read_body
 from app.files.service import check_file_id
 from app.logs import request_id
 from app.operations import openapi
@@ -44,19 +44,20 @@ class Operations:
     on_delivery: Callable[[], None]
 
 
-def _operations(request: Request) -> Operations:
+# Dependencies are coroutines, though they wait for nothing: plain functions are run in threads.
+async def _operations(request: Request) -> Operations:
     operations: Operations = request.app.state.operations
     return operations
 
 
 Ops = Annotated[Operations, Depends(_operations)]
 
-router = APIRouter(prefix="/v1", dependencies=[Depends(require_key)])
+router = APIRouter(prefix="/v1", route_class=KeyedRoute)
 _RUNS = "/extension-runs"
 _DELIVERIES = "/webhook-deliveries"
 
 
-def _page(
+async def _page(
     skip: Annotated[int, Query(description="How many to leave out at the start.")] = 0,
     limit: Annotated[int, Query(description="1 to 1000.")] = DEFAULT_LIMIT,
 ) -> Page:
@@ -72,7 +73,7 @@ def _check_choice(parameter: str, value: str | None, known: tuple[str, ...]) -> 
         )
 
 
-def _run_query(
+async def _run_query(
     page: Annotated[Page, Depends(_page)],
     status: Annotated[str | None, Query(description=", ".join(RUN_STATUSES))] = None,
     extension: Annotated[str | None, Query(description=", ".join(EXTENSIONS))] = None,
@@ -114,7 +115,7 @@ async def retry_extension_run(operations: Ops, run_id: str) -> Response:
     return JsonResponse(run, 201)
 
 
-def _delivery_query(
+async def _delivery_query(
     page: Annotated[Page, Depends(_page)],
     status: Annotated[str | None, Query(description=", ".join(DELIVERY_STATUSES))] = None,
     host: Annotated[

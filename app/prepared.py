@@ -1,0 +1,100 @@
+"""Statements that run on every request: compiled once, then run by the driver itself.
+
+SQLAlchemy takes ten times as long to build, look up and execute a short statement as SQLite takes
+to run it. Tables, types and the SQL are SQLAlchemy's all the same.
+"""
+
+from collections import namedtuple
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Dialect
+from sqlalchemy.sql.expression import Executable
+
+from app.db import Tx
+
+_Process = Callable[[Any], Any]
+
+
+class Prepared:
+    """A statement whose parameters are its `bindparam`s: `prepared.all(tx, file_id=...)`.
+
+    Rows have the selected columns as attributes, as SQLAlchemy's have. Raises what SQLAlchemy
+    raises. A parameter is one value: no `IN` over a list.
+    """
+
+    def __init__(self, statement: Executable) -> None:
+        self._statement = statement
+        self._compiled: dict[str, _Compiled] = {}
+
+    def all(self, tx: Tx, **parameters: Any) -> list[Any]:
+        compiled = self._for(tx)
+        return [compiled.row(values) for values in compiled.execute(tx, parameters).fetchall()]
+
+    def one_or_none(self, tx: Tx, **parameters: Any) -> Any:
+        """The first row, of a statement that has at most one."""
+        compiled = self._for(tx)
+        values = compiled.execute(tx, parameters).fetchone()
+        return None if values is None else compiled.row(values)
+
+    def run(self, tx: Tx, **parameters: Any) -> None:
+        self._for(tx).execute(tx, parameters)
+
+    def _for(self, tx: Tx) -> "_Compiled":
+        compiled = self._compiled.get(tx.dialect.name)
+        if compiled is None:
+            compiled = self._compiled[tx.dialect.name] = _compile(self._statement, tx.dialect)
+        return compiled
+
+
+@dataclass(frozen=True, slots=True)
+class _Compiled:
+    """names: of the parameters in their order; null where the driver takes them by name."""
+
+    sql: str
+    names: Sequence[str] | None
+    constants: dict[str, Any]
+    bind: tuple[tuple[str, _Process], ...]
+    result: tuple[tuple[int, _Process], ...]
+    make_row: Callable[..., Any]
+
+    def execute(self, tx: Tx, parameters: dict[str, Any]) -> Any:
+        """The driver's cursor."""
+        values = {**self.constants, **parameters}
+        for name, process in self.bind:
+            values[name] = process(values[name])
+        arguments = values if self.names is None else [values[name] for name in self.names]
+        return tx.execute_driver(self.sql, arguments)
+
+    def row(self, values: Sequence[Any]) -> Any:
+        processed = list(values)
+        for index, process in self.result:
+            processed[index] = process(processed[index])
+        return self.make_row(*processed)
+
+
+def _compile(statement: Any, dialect: Dialect) -> _Compiled:
+    compiled = statement.compile(dialect=dialect)
+    columns = getattr(statement, "exported_columns", ())
+    types = [column.type.dialect_impl(dialect) for column in columns]
+    binders = {
+        name: parameter.type.dialect_impl(dialect).bind_processor(dialect)
+        for name, parameter in compiled.binds.items()
+    }
+    return _Compiled(
+        sql=str(compiled),
+        names=compiled.positiontup,
+        constants={
+            name: parameter.value
+            for name, parameter in compiled.binds.items()
+            if parameter.value is not None
+        },
+        bind=tuple((name, process) for name, process in binders.items() if process),
+        result=tuple(
+            (index, process)
+            for index, kind in enumerate(types)
+            if (process := kind.result_processor(dialect, None))
+        ),
+        make_row=namedtuple("Row", [column.key for column in columns]),
+    )
