@@ -71,9 +71,7 @@ async def read_upload_form(request: Request, staging: Staging, limits: UploadLim
         strict=True,
     )
     try:
-        async for chunk in _body(request, limits, b"\r\n--" + parser.boundary + b"--"):
-            for event in parser.parse(chunk):
-                await reader.take(event)
+        await _parse(parser, reader, _in_time(request.stream(), limits))
         parser.close()
     except ParserLimitReached:
         raise MalformedForm("it has too many parts, or too long headers") from None
@@ -84,22 +82,34 @@ async def read_upload_form(request: Request, staging: Staging, limits: UploadLim
     return reader.form
 
 
-async def _body(request: Request, limits: UploadLimits, end: bytes) -> AsyncIterator[bytes]:
-    """The body's chunks up to the one with the closing boundary `end`.
+async def _parse(
+    parser: PushMultipartParser, reader: "_FormReader", chunks: AsyncIterator[bytes]
+) -> None:
+    """Feeds the parser up to the chunk with the closing boundary.
 
     What follows, mostly one line break, means nothing; the parser refuses it in another chunk.
     """
-    tail = b""
-    bytes_after_end: int | None = None
-    async for chunk in _in_time(request.stream(), limits):
-        if bytes_after_end is not None:
-            bytes_after_end += len(chunk)
-            if bytes_after_end > MAX_EPILOGUE_BYTES:
-                raise MalformedForm("it goes on after its end")
-        elif chunk:
-            yield chunk
-            tail = tail[-len(end) :] + chunk
-            bytes_after_end = 0 if end in tail else None
+    end = b"\r\n--" + parser.boundary + b"--"
+    before = b""
+    async for chunk in chunks:
+        if not chunk:
+            continue
+        has_part_ended = False
+        for event in parser.parse(chunk):
+            await reader.take(event)
+            has_part_ended = event is None
+        # Looked for only where it can be: a search of every chunk would cost as much as its hash.
+        if has_part_ended and end in before + chunk:
+            await _skip(chunks)
+        before = (before + chunk[-len(end) :])[-len(end) :]
+
+
+async def _skip(epilogue: AsyncIterator[bytes]) -> None:
+    size_bytes = 0
+    async for chunk in epilogue:
+        size_bytes += len(chunk)
+        if size_bytes > MAX_EPILOGUE_BYTES:
+            raise MalformedForm("it goes on after its end")
 
 
 async def _in_time(stream: AsyncIterator[bytes], limits: UploadLimits) -> AsyncIterator[bytes]:
