@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response, StreamingResponse
 
 from app.db import Database
+from app.delivery.negotiation import accepts
 from app.delivery.ranges import Part, RangeNotSatisfiable, is_not_modified, requested_part
 from app.delivery.signed_urls import has_valid_signature
 from app.delivery.thumbnails import Thumbnails
@@ -90,14 +91,15 @@ class Delivery:
             raise SignatureRequired
 
     async def _thumbnail(self, request: Request, version: Row[Any]) -> Response:
-        etag = f'"{version.sha256[:32]}-t"'
         if not version.is_image:
             raise NoThumbnail("it is not an image.")
-        headers = _headers(version, etag, is_private=False)
+        as_webp = accepts(request.headers.getlist("accept"), "image/webp")
+        etag = f'"{version.sha256[:32]}-{"webp" if as_webp else "t"}"'
+        headers = _headers(version, etag, is_private=False) | {"vary": "Accept"}
         if is_not_modified(request.headers, etag):
             return Response(status_code=304, headers=headers)
         try:
-            thumbnail = await self.thumbnails.get(version.blob_key)
+            thumbnail = await self.thumbnails.get(version.blob_key, as_webp=as_webp)
         except ImageUnreadable as error:
             raise NoThumbnail(str(error)) from None
         except BlobMissing:

@@ -6,6 +6,7 @@ import resource
 import signal
 import sys
 from collections.abc import Callable
+from functools import cache
 from typing import Any, TypeVar
 
 from app.images.pixels import BROKEN, COPY_QUALITY, ImageUnreadable, encode_jpeg
@@ -27,8 +28,9 @@ def run_in_child(memory_bytes: int, work: Callable[..., T], *args: Any) -> T:
         raise ImageUnreadable(_TOO_MUCH if is_too_much else BROKEN) from None
 
 
+@cache
 def _confine(memory_bytes: int) -> None:
-    """Bounds what this process can use, however wrong a decoder goes."""
+    """Bounds what this process can use, however wrong a decoder goes. Once is for good."""
     # A terminal's Ctrl-C and a service manager's stop reach the whole group; the parent, which
     # still answers its last requests, is the one to end this process.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -64,12 +64,12 @@ class ImagePool:
         """
         return await self._run(make_provider_copy, str(path), self._max_pixels)
 
-    async def thumbnail(self, path: Path, box_px: int = 300) -> Rendition:
-        """The first frame inside a square, never enlarged: PNG if it has alpha, else JPEG.
+    async def thumbnail(self, path: Path, box_px: int = 300, *, as_webp: bool = False) -> Rendition:
+        """The first frame inside a square, never enlarged: WebP, or PNG if it has alpha, else JPEG.
 
         Raises ImageUnreadable, and OSError if there is no such file.
         """
-        return await self._run(make_thumbnail, str(path), self._max_pixels, box_px)
+        return await self._run(make_thumbnail, str(path), self._max_pixels, box_px, as_webp)
 
     async def measure(self, image: ProviderCopy) -> PixelMeasures:
         """Raises ImageUnreadable if no child could do it in time."""

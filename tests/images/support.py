@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,8 +30,9 @@ class Studio:
     def copy(self, content: bytes) -> ProviderCopy:
         return self._portal.call(self._pool.provider_copy, self.file(content))
 
-    def thumbnail(self, content: bytes, box_px: int = 300) -> Rendition:
-        return self._portal.call(self._pool.thumbnail, self.file(content), box_px)
+    def thumbnail(self, content: bytes, box_px: int = 300, *, as_webp: bool = False) -> Rendition:
+        work = partial(self._pool.thumbnail, as_webp=as_webp)
+        return self._portal.call(work, self.file(content), box_px)
 
 
 def run_with_pool(work: Callable[[ImagePool], Awaitable[T]], **options: Any) -> T:
@@ -48,6 +50,8 @@ def run_with_pool(work: Callable[[ImagePool], Awaitable[T]], **options: Any) -> 
 def decode(content: bytes) -> Any:
     if content.startswith(b"\xff\xd8"):
         return pyvips.Image.jpegload_buffer(content)
+    if content.startswith(b"RIFF"):
+        return pyvips.Image.webpload_buffer(content)
     return pyvips.Image.pngload_buffer(content)
 
 

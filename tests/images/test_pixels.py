@@ -190,3 +190,48 @@ def test_a_thumbnail_keeps_its_transparency(studio: Studio) -> None:
     image = decode(studio.thumbnail(pictures.alpha_png()).content)
     assert image(10, 10)[3] == 0
     assert image(230, 10)[3] == 255
+
+
+@pytest.mark.parametrize("size", [(1406, 939), (939, 1406), (3599, 2403), (1801, 1202)])
+def test_a_thumbnails_size_does_not_depend_on_how_the_decoder_rounds(
+    size: tuple[int, int], studio: Studio
+) -> None:
+    image = pictures.plain(*size, RED)
+    jpeg = studio.thumbnail(pictures.as_jpeg(image))
+    png = studio.thumbnail(pictures.as_png(image))
+    assert (jpeg.width_px, jpeg.height_px) == (png.width_px, png.height_px)
+    shrink = max(size) / 300
+    assert (jpeg.width_px, jpeg.height_px) == tuple(round(side / shrink) for side in size)
+
+
+# The least that is left to the resizer after each of the decoder's own factors, and the most.
+@pytest.mark.parametrize("width", [900, 1780, 1800, 3580, 3600, 4800])
+def test_a_thumbnail_looks_as_if_every_pixel_had_been_decoded(width: int, studio: Studio) -> None:
+    image = pictures.noise(width, width * 3 // 4).gaussblur(width / 300)
+    decoded = pyvips.Image.jpegload_buffer(stored := pictures.as_jpeg(image))
+    wanted = decode(pictures.as_jpeg(decoded.thumbnail_image(300), Q=82))
+    difference = decode(studio.thumbnail(stored).content) - wanted
+    assert (difference**2).avg() ** 0.5 < 2  # of 255
+
+
+@pytest.mark.parametrize("name", list(READABLE))
+def test_every_picture_has_a_webp_thumbnail_too(name: str, studio: Studio) -> None:
+    usual, made = (studio.thumbnail(READABLE[name](), as_webp=webp) for webp in (False, True))
+    image = decode(made.content)
+    assert made.mime == sniff_image(made.content) == "image/webp"
+    assert (image.width, image.height) == (usual.width_px, usual.height_px)
+    assert not {"exif-data", "icc-profile-data", "orientation"} & set(image.get_fields())
+
+
+def test_a_webp_thumbnail_keeps_its_colours_and_transparency(studio: Studio) -> None:
+    image = decode(studio.thumbnail(pictures.alpha_png(), as_webp=True).content)
+    assert image(10, 10)[3] == 0
+    assert image(230, 10)[3] == 255
+    for colour, wanted in list(zip(quadrant_colours(image), QUADRANTS, strict=True))[1::2]:
+        assert is_near(colour, wanted, 16)
+
+
+def test_a_webp_thumbnail_is_lossy_and_small_even_with_transparency(studio: Studio) -> None:
+    content = pictures.as_png(pictures.noise(300, 300).gaussblur(2).bandjoin(128))
+    as_png, as_webp = (studio.thumbnail(content, as_webp=webp).content for webp in (False, True))
+    assert len(as_webp) < len(as_png) / 4
