@@ -14,6 +14,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from sqlalchemy import Table
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from app import metrics
@@ -21,7 +22,6 @@ from app.auth import Authenticator
 from app.clock import Clock
 from app.db import Database, ProcessLock, is_sqlite, open_database
 from app.delivery.routes import Delivery
-from app.delivery.routes import router as delivery_router
 from app.delivery.thumbnails import Thumbnails
 from app.delivery.transformations import THUMBNAIL_BOX_PX
 from app.errors import ApiError, JsonResponse, error_response, install_error_handlers
@@ -200,7 +200,7 @@ def create_app(resources: Resources) -> ASGIApp:
         resources.db, resources.storage, resources.tagging, resources.guard
     )
     app.state.uploader = _uploader(resources, app.state.authenticator)
-    app.state.delivery = Delivery(
+    delivery = Delivery(
         resources.db,
         resources.storage,
         Thumbnails(resources.images, resources.storage, THUMBNAIL_BOX_PX),
@@ -212,11 +212,14 @@ def create_app(resources: Resources) -> ASGIApp:
     )
     install_error_handlers(app)
     app.add_exception_handler(StorageUnavailable, _on_storage_unavailable)
+    # First, and as it is: what most requests are for should pass through little else.
+    app.router.routes.insert(
+        0, Route(f"/{delivery.imagekit_id}/{{path:path}}", delivery, methods=["GET"])
+    )
     app.include_router(upload_router)
     app.include_router(files_router)
     app.include_router(operations_router)
     _add_health(app, resources)
-    app.include_router(delivery_router, prefix=f"/{resources.settings.imagekit_id}")
     generate = app.openapi
     app.openapi = lambda: openapi.complete(generate())  # type: ignore[method-assign]
     return RequestLog(HeaderLimit(RefusedBodies(TrailingSlash(UploadCors(app)))))

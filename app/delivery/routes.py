@@ -6,12 +6,14 @@ from email.utils import format_datetime
 from typing import Any
 from urllib.parse import quote, unquote_to_bytes
 
-from fastapi import APIRouter, Request
 from sqlalchemy import Row
 from starlette.exceptions import HTTPException
+from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from app.db import Database
+from app.delivery.lookup import read_version_at
 from app.delivery.negotiation import accepts
 from app.delivery.ranges import Part, RangeNotSatisfiable, is_not_modified, requested_part
 from app.delivery.signed_urls import has_valid_signature
@@ -19,7 +21,6 @@ from app.delivery.thumbnails import Thumbnails
 from app.delivery.transformations import Target, parse_target
 from app.errors import ApiError, BadRequest
 from app.files.names import has_control_characters
-from app.files.objects import read_version_at
 from app.files.types import is_shown_inline
 from app.ids import is_id
 from app.images import ImageUnreadable
@@ -28,8 +29,6 @@ from app.storage.base import BlobMissing, Storage
 
 SANDBOX = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; sandbox"
 REVALIDATED = "max-age=0, must-revalidate"
-
-router = APIRouter(tags=["Delivery"])
 
 
 class NotDelivered(ApiError):
@@ -57,13 +56,17 @@ class NoThumbnail(BadRequest):
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """Answers delivery requests. imagekit_id: the first part of every delivery path."""
+    """Answers delivery requests, as an ASGI application. imagekit_id: starts every path."""
 
     db: Database
     storage: Storage
     thumbnails: Thumbnails
     keys: Keys
     imagekit_id: str
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        response = await self.respond(Request(scope, receive))
+        await response(scope, receive, send)
 
     async def respond(self, request: Request) -> Response:
         """Raises NotDelivered, SignatureRequired, BadRequest; HTTPException (404) elsewhere."""
@@ -188,9 +191,3 @@ def _content_type(mime: str) -> str:
 def _attachment(name: str) -> str:
     ascii_name = name.encode("ascii", "replace").decode().replace("?", "_")
     return f"attachment; filename=\"{ascii_name}\"; filename*=UTF-8''{quote(name, safe='')}"
-
-
-@router.api_route("/{path:path}", methods=["GET", "HEAD"], include_in_schema=False)
-async def deliver(request: Request) -> Response:
-    delivery: Delivery = request.app.state.delivery
-    return await delivery.respond(request)

@@ -8,7 +8,7 @@ from sqlalchemy import Row, Select, select
 from app.db import Tx
 from app.extensions.runs import latest_statuses
 from app.files.models import files, folders, versions
-from app.files.names import join_path, split_path
+from app.files.names import join_path
 from app.files.urls import FileUrls
 
 
@@ -34,17 +34,6 @@ def read_version(tx: Tx, version_id: str) -> Row[Any] | None:
 def read_current_version(tx: Tx, file_id: str) -> Row[Any] | None:
     return tx.execute(
         select_versions().where(files.c.id == file_id, versions.c.id == files.c.current_version_id)
-    ).one_or_none()
-
-
-def read_version_at(tx: Tx, path: str, version_id: str | None = None) -> Row[Any] | None:
-    """The current version of the file at an absolute path, or the version of it that is named."""
-    folder, name = split_path(path)
-    which = files.c.current_version_id if version_id is None else version_id
-    return tx.execute(
-        select_versions().where(
-            folders.c.path == folder, files.c.name == name, versions.c.id == which
-        )
     ).one_or_none()
 
 
