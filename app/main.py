@@ -14,13 +14,14 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from sqlalchemy import Table
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from app import metrics
 from app.auth import Authenticator
 from app.clock import Clock
 from app.db import Database, ProcessLock, is_sqlite, open_database
-from app.delivery.routes import Delivery, delivery_route
+from app.delivery.routes import Delivery
 from app.delivery.thumbnails import Thumbnails
 from app.delivery.transformations import THUMBNAIL_BOX_PX
 from app.errors import ApiError, JsonResponse, error_response, install_error_handlers
@@ -199,7 +200,7 @@ def create_app(resources: Resources) -> ASGIApp:
         resources.db, resources.storage, resources.tagging, resources.guard
     )
     app.state.uploader = _uploader(resources, app.state.authenticator)
-    app.state.delivery = Delivery(
+    delivery = Delivery(
         resources.db,
         resources.storage,
         Thumbnails(resources.images, resources.storage, THUMBNAIL_BOX_PX),
@@ -212,9 +213,10 @@ def create_app(resources: Resources) -> ASGIApp:
     install_error_handlers(app)
     app.add_exception_handler(StorageUnavailable, _on_storage_unavailable)
     _add_health(app, resources)
-    # In front and not included: FastAPI looks for an included route twice, and one by one.
     app.router.routes[:0] = [
-        delivery_route(resources.settings.imagekit_id),
+        # First, and as it is: what most requests are for should pass through little else.
+        Route(f"/{delivery.imagekit_id}/{{path:path}}", delivery, methods=["GET"]),
+        # Not included: FastAPI looks for an included route twice, and one by one.
         *files_router.routes,
         *upload_router.routes,
         *operations_router.routes,

@@ -10,16 +10,17 @@ from sqlalchemy import Row
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
-from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from app.db import Database
+from app.delivery.lookup import read_version_at
+from app.delivery.negotiation import accepts
 from app.delivery.ranges import Part, RangeNotSatisfiable, is_not_modified, requested_part
 from app.delivery.signed_urls import has_valid_signature
 from app.delivery.thumbnails import Thumbnails
 from app.delivery.transformations import Target, parse_target
 from app.errors import ApiError, BadRequest
 from app.files.names import has_control_characters
-from app.files.objects import read_version_at
 from app.files.types import is_shown_inline
 from app.ids import is_id
 from app.images import ImageUnreadable
@@ -55,13 +56,17 @@ class NoThumbnail(BadRequest):
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """Answers delivery requests. imagekit_id: the first part of every delivery path."""
+    """Answers delivery requests, as an ASGI application. imagekit_id: starts every path."""
 
     db: Database
     storage: Storage
     thumbnails: Thumbnails
     keys: Keys
     imagekit_id: str
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        response = await self.respond(Request(scope, receive))
+        await response(scope, receive, send)
 
     async def respond(self, request: Request) -> Response:
         """Raises NotDelivered, SignatureRequired, BadRequest; HTTPException (404) elsewhere."""
@@ -89,14 +94,15 @@ class Delivery:
             raise SignatureRequired
 
     async def _thumbnail(self, request: Request, version: Row[Any]) -> Response:
-        etag = f'"{version.sha256[:32]}-t"'
         if not version.is_image:
             raise NoThumbnail("it is not an image.")
-        headers = _headers(version, etag, is_private=False)
+        as_webp = accepts(request.headers.getlist("accept"), "image/webp")
+        etag = f'"{version.sha256[:32]}-{"webp" if as_webp else "t"}"'
+        headers = _headers(version, etag, is_private=False) | {"vary": "Accept"}
         if is_not_modified(request.headers, etag):
             return Response(status_code=304, headers=headers)
         try:
-            thumbnail = await self.thumbnails.get(version.blob_key)
+            thumbnail = await self.thumbnails.get(version.blob_key, as_webp=as_webp)
         except ImageUnreadable as error:
             raise NoThumbnail(str(error)) from None
         except BlobMissing:
@@ -185,13 +191,3 @@ def _content_type(mime: str) -> str:
 def _attachment(name: str) -> str:
     ascii_name = name.encode("ascii", "replace").decode().replace("?", "_")
     return f"attachment; filename=\"{ascii_name}\"; filename*=UTF-8''{quote(name, safe='')}"
-
-
-async def _deliver(request: Request) -> Response:
-    delivery: Delivery = request.app.state.delivery
-    return await delivery.respond(request)
-
-
-def delivery_route(imagekit_id: str) -> Route:
-    """Everything below `/{imagekit_id}/`. Starlette's, since it is no part of the API's schema."""
-    return Route(f"/{imagekit_id}/{{path:path}}", _deliver, methods=["GET", "HEAD"])

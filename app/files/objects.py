@@ -8,7 +8,7 @@ from sqlalchemy import Row, Select, bindparam, select
 from app.db import Tx
 from app.extensions.runs import latest_statuses
 from app.files.models import files, folders, versions
-from app.files.names import join_path, split_path
+from app.files.names import join_path
 from app.files.urls import FileUrls
 from app.prepared import Prepared
 
@@ -28,17 +28,12 @@ def select_versions() -> Select[Any]:
     )
 
 
-_AT_PATH = select_versions().where(
-    folders.c.path == bindparam("folder_path"), files.c.name == bindparam("file_name")
-)
 _read_version = Prepared(select_versions().where(versions.c.id == bindparam("version_id")))
 _read_current = Prepared(
     select_versions().where(
         files.c.id == bindparam("file_id"), versions.c.id == files.c.current_version_id
     )
 )
-_read_current_at_path = Prepared(_AT_PATH.where(versions.c.id == files.c.current_version_id))
-_read_version_at_path = Prepared(_AT_PATH.where(versions.c.id == bindparam("version_id")))
 
 
 def read_version(tx: Tx, version_id: str) -> Row[Any] | None:
@@ -48,19 +43,6 @@ def read_version(tx: Tx, version_id: str) -> Row[Any] | None:
 
 def read_current_version(tx: Tx, file_id: str) -> Row[Any] | None:
     version: Row[Any] | None = _read_current.one_or_none(tx, file_id=file_id)
-    return version
-
-
-def read_version_at(tx: Tx, path: str, version_id: str | None = None) -> Row[Any] | None:
-    """The current version of the file at an absolute path, or the version of it that is named."""
-    folder, name = split_path(path)
-    version: Row[Any] | None
-    if version_id is None:
-        version = _read_current_at_path.one_or_none(tx, folder_path=folder, file_name=name)
-    else:
-        version = _read_version_at_path.one_or_none(
-            tx, folder_path=folder, file_name=name, version_id=version_id
-        )
     return version
 
 

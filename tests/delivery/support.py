@@ -57,7 +57,11 @@ def is_not_found(answer: httpx.Response) -> bool:
 def image_of(answer: httpx.Response) -> Any:
     """The picture that was delivered, decoded as what its type says."""
     assert answer.status_code == 200, answer.text
-    loaders = {"image/jpeg": "jpegload_buffer", "image/png": "pngload_buffer"}
+    loaders = {
+        "image/jpeg": "jpegload_buffer",
+        "image/png": "pngload_buffer",
+        "image/webp": "webpload_buffer",
+    }
     image = pyvips.Operation.call(loaders[answer.headers["content-type"]], answer.content)
     return image.copy_memory()
 

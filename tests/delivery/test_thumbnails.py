@@ -10,6 +10,8 @@ from tests.delivery.support import image_of, is_refused, put, visit
 from tests.pictures import GREEN, QUADRANTS, RED, YELLOW
 from tests.server import LoupeServer
 
+BROWSER = "image/avif,image/webp,image/apng,image/svg+xml,image/*,*/*;q=0.8"
+
 
 def thumbnail_of(server: LoupeServer, content: bytes, name: str = "picture.jpg") -> Any:
     return image_of(visit(put(server, content, name)["thumbnailUrl"]))
@@ -126,3 +128,56 @@ def test_a_burst_for_one_thumbnail_gets_the_same_bytes(shared_server: LoupeServe
         answers = list(visitors.map(visit, [url] * 16))
     assert {answer.status_code for answer in answers} == {200}
     assert len({answer.content for answer in answers}) == 1
+
+
+@pytest.mark.parametrize("name", ["jpeg", "png-alpha", "webp-animated"])
+def test_who_accepts_webp_gets_webp(shared_server: LoupeServer, name: str) -> None:
+    url = put(shared_server, pictures.PICTURES[name](), name)["thumbnailUrl"]
+    usual, webp = visit(url), visit(url, accept=BROWSER)
+    assert webp.headers["content-type"] == "image/webp"
+    assert usual.headers["content-type"] in ("image/jpeg", "image/png")
+    assert image_of(webp).hasalpha() == image_of(usual).hasalpha()
+    assert image_of(webp).width == image_of(usual).width
+    assert has_colour(image_of(webp), 0.75, 0.25, GREEN)
+
+
+@pytest.mark.parametrize("accept", ["*/*", "image/*", "image/jpeg,image/png", "image/webp;q=0", ""])
+def test_who_does_not_name_webp_gets_none(shared_server: LoupeServer, accept: str) -> None:
+    answer = visit(put(shared_server)["thumbnailUrl"], accept=accept)
+    assert answer.headers["content-type"] == "image/jpeg"
+
+
+def test_caches_are_told_that_the_format_depends_on_what_is_accepted(
+    shared_server: LoupeServer,
+) -> None:
+    uploaded = put(shared_server)
+    url = uploaded["thumbnailUrl"]
+    for accept in ("*/*", BROWSER):
+        etag = visit(url, accept=accept).headers["etag"]
+        for method, known, status_code in (
+            ("GET", "none", 200),
+            ("HEAD", "none", 200),
+            ("GET", etag, 304),
+            ("HEAD", etag, 304),
+        ):
+            answer = visit(url, method, accept=accept, if_none_match=known)
+            assert answer.status_code == status_code
+            assert (answer.headers["vary"], answer.headers["etag"]) == ("Accept", etag)
+    assert "vary" not in visit(uploaded["url"], accept=BROWSER).headers
+
+
+def test_each_format_has_an_etag_of_its_own(shared_server: LoupeServer) -> None:
+    url = put(shared_server)["thumbnailUrl"]
+    usual, webp = visit(url), visit(url, accept=BROWSER)
+    assert usual.headers["etag"] != webp.headers["etag"]
+    answer = visit(url, accept=BROWSER, if_none_match=usual.headers["etag"])
+    assert (answer.status_code, answer.content) == (200, webp.content)
+    assert visit(url, accept=BROWSER, if_none_match=webp.headers["etag"]).status_code == 304
+
+
+def test_head_of_a_webp_thumbnail_is_get_without_the_bytes(shared_server: LoupeServer) -> None:
+    url = put(shared_server)["thumbnailUrl"]
+    head, got = visit(url, "HEAD", accept=BROWSER), visit(url, accept=BROWSER)
+    assert head.content == b""
+    for name in ("content-type", "content-length", "etag", "vary"):
+        assert head.headers[name] == got.headers[name]
