@@ -11,7 +11,7 @@ import httpx
 import pytest
 import structlog.testing
 
-from app.outbound import MAX_REDIRECTS, Outbound
+from app.outbound.client import MAX_REDIRECTS, Outbound
 from tests import pictures
 from tests.conftest import Serve
 from tests.emulators import receiver as replies
