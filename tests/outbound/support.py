@@ -184,3 +184,54 @@ PRIVATE_LITERALS = [
     *("[fe80::1]", "[fc00::1]", "[fd00:ec2::254]", "[ff02::1]", "[::ffff:a9fe:a9fe]"),
     *("[64:ff9b:1::7f00:1]", "[2001:db8::1]", "[100::1]"),
 ]
+
+
+# As the contract lists them, independently of how the code does.
+NEVER_DIALLED = [
+    *("0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16"),
+    *("172.16.0.0/12", "192.0.0.0/24", "192.0.2.0/24", "192.88.99.0/24", "192.168.0.0/16"),
+    *("198.18.0.0/15", "198.51.100.0/24", "203.0.113.0/24", "224.0.0.0/4", "240.0.0.0/4"),
+    *("255.255.255.255/32", "168.63.129.16/32", "::/96", "::1/128", "100::/64", "2001::/23"),
+    *("2001:db8::/32", "3fff::/20", "5f00::/16", "fc00::/7", "fe80::/10", "fec0::/10", "ff00::/8"),
+]
+# Whose IPv4 address is what counts. At both ends of each it is one that is never dialled.
+UNWRAPPED = ["::ffff:0:0/96", "64:ff9b::/96", "64:ff9b:1::/48", "2002::/16"]
+
+
+def ends(cidrs: Sequence[str]) -> list[str]:
+    """The first and the last address of each range."""
+    networks = [ipaddress.ip_network(cidr) for cidr in cidrs]
+    return list(dict.fromkeys(str(network[end]) for network in networks for end in (0, -1)))
+
+
+# fmt: off
+HOSTILE_URLS = [
+    *("", "x", "/relative", "//host/x", "http:", "http:/host", "http:///x", "http://", "https://?x"),
+    *("javascript:alert(1)", "ftp://h/x", "file:///etc/passwd", "gopher://h/", "data:,x"),
+    *("ws://h/", "httpx://h/", "http+unix://h/", "jar:http://h/", "view-source:http://h/"),
+    *("http://user@h/", "http://user:pw@h/", "http://@h/", "http://:@h/", "http://h@/"),
+    *("http://8.8.8.8@127.0.0.1/", "http://h:80@127.0.0.1/", "http://a%40b@h/"),
+    *("http://h/ x", " http://h/", "http://h/\n", "http://h\t/", "http://h/\x00", "http://h/\x7f"),
+    *("http://h/\x85", "http://h/\xa0", "http://h/\u2028", "http://h\\@127.0.0.1/", "http://h\\x"),
+    *("http:\\\\h\\", "http://h/\ud800", "http://a b/", "http://h/\r\nX: y", "ht\ntp://h/"),
+    *("http://-h/", "http://h-/", "http://a..b/", "http://.h/", "http://./", "http://h../"),
+    *("http://a,b/", "http://a%00b/", "http://%31%32%37.0.0.1/", "http://h%2f@x/", "http://*/"),
+    *("http://xn--/", "http://①②⑦.⓪.⓪.①/", "http://１２７.0.0.1/", "http://ⅷ.test/"),
+    *("http://1.2.3.4.5/", "http://256.256.256.256/", "http://1.2.3.08/", "http://a.0x/"),
+    *("http://0177.0.0.1/", "http://0251.0376.0251.0376/", "http://127.0.0.01/"),
+    *("http://4294967296/", "http://h.127/", "http://1.2.3.0x1g.5/", "http://0x100000000/"),
+    *("http://[::1/", "http://::1/", "http://[v1.a]/", "http://[::1]x/", "http://[]/"),
+    *("http://[fe80::1%25lo]/", "http://[fe80::1%lo]/", "http://[::1%25]/", "http://[1.2.3.4]/"),
+    *("http://h:0/", "http://h:22/", "http://h:79/", "http://h:81/", "http://h:1023/"),
+    *("http://h:65536/", "http://h:99999/", "http://h:-80/", "http://h:+80/", "http://h:８０/"),
+    *("http://h:80:80/", "http://h:8_0/", "http://h:0x50/", "http://h:080000/", "http://[::1]:x/"),
+    *(f"http://{'a' * 64}.test/", f"http://{'a.' * 130}test/", "http://h/" + "x" * 2040),
+    *("http://h/" + "ä" * 1000, "http://h/" + "x" * 10_240),
+]
+# fmt: on
+
+HOSTILE_LOCATIONS = [
+    *("file:///etc/passwd", "gopher://h/", "ftp://h/x", "data:text/plain,x", "javascript:x"),
+    *("http://user:pw@h/", "//user@h/", "http://h:22/", "http://h:x/", "http://h:0/"),
+    *("\\\\127.0.0.1\\x", "/a b", "http://h\\@127.0.0.1/", "http://[::1", "//%31%32%37.1/"),
+]

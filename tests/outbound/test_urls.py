@@ -12,6 +12,7 @@ from app.outbound.urls import MAX_URL_LENGTH, InvalidUrl, check_url
 from tests.emulators.receiver import Receiver
 from tests.outbound.support import (
     EVERYTHING_LOCAL,
+    HOSTILE_URLS,
     LOOPBACK_SPELLINGS,
     LOOPBACK_SPELLINGS_V6,
     PRIVATE_LITERALS,
@@ -50,32 +51,7 @@ def test_spellings_do_reach_loopback_where_that_is_allowed(host: str) -> None:
         assert receiver.connections == 1
 
 
-@pytest.mark.parametrize(
-    "url",
-    [
-        *("", "x", "/relative", "//host/x", "http:", "http:/host", "http:///x", "http://", "https://?x"),
-        *("javascript:alert(1)", "ftp://h/x", "file:///etc/passwd", "gopher://h/", "data:,x"),
-        *("ws://h/", "httpx://h/", "http+unix://h/", "jar:http://h/", "view-source:http://h/"),
-        *("http://user@h/", "http://user:pw@h/", "http://@h/", "http://:@h/", "http://h@/"),
-        *("http://8.8.8.8@127.0.0.1/", "http://h:80@127.0.0.1/", "http://a%40b@h/"),
-        *("http://h/ x", " http://h/", "http://h/\n", "http://h\t/", "http://h/\x00", "http://h/\x7f"),
-        *("http://h/\x85", "http://h/\xa0", "http://h/\u2028", "http://h\\@127.0.0.1/", "http://h\\x"),
-        *("http:\\\\h\\", "http://h/\ud800", "http://a b/", "http://h/\r\nX: y", "ht\ntp://h/"),
-        *("http://-h/", "http://h-/", "http://a..b/", "http://.h/", "http://./", "http://h../"),
-        *("http://a,b/", "http://a%00b/", "http://%31%32%37.0.0.1/", "http://h%2f@x/", "http://*/"),
-        *("http://xn--/", "http://①②⑦.⓪.⓪.①/", "http://１２７.0.0.1/", "http://ⅷ.test/"),
-        *("http://1.2.3.4.5/", "http://256.256.256.256/", "http://1.2.3.08/", "http://a.0x/"),
-        *("http://0177.0.0.1/", "http://0251.0376.0251.0376/", "http://127.0.0.01/"),
-        *("http://4294967296/", "http://h.127/", "http://1.2.3.0x1g.5/", "http://0x100000000/"),
-        *("http://[::1/", "http://::1/", "http://[v1.a]/", "http://[::1]x/", "http://[]/"),
-        *("http://[fe80::1%25lo]/", "http://[fe80::1%lo]/", "http://[::1%25]/", "http://[1.2.3.4]/"),
-        *("http://h:0/", "http://h:22/", "http://h:79/", "http://h:81/", "http://h:1023/"),
-        *("http://h:65536/", "http://h:99999/", "http://h:-80/", "http://h:+80/", "http://h:８０/"),
-        *("http://h:80:80/", "http://h:8_0/", "http://h:0x50/", "http://h:080000/", "http://[::1]:x/"),
-        *(f"http://{'a' * 64}.test/", f"http://{'a.' * 130}test/", "http://h/" + "x" * 2040),
-        *("http://h/" + "ä" * 1000, "http://h/" + "x" * 10_240),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("url", HOSTILE_URLS)
 def test_hostile_url_is_refused_without_a_lookup_or_a_connection(url: str) -> None:
     with pytest.raises(InvalidUrl) as caught:
         check_url(url, guard=EVERYTHING_LOCAL)
