@@ -41,12 +41,14 @@ class Leased:
 
 
 def _is_due(tx: Tx, table: Table) -> ColumnElement[bool]:
-    now = tx.now()
-    return and_(
-        table.c.status == PENDING,
-        table.c.due_at <= now,
-        or_(table.c.lease_until.is_(None), table.c.lease_until < now),
-    )
+    # A subquery, asked once: PostgreSQL's clock moves on, and so cannot bound a walk of an index.
+    now = select(tx.now()).scalar_subquery()
+    return and_(table.c.status == PENDING, table.c.due_at <= now, is_free(tx, table))
+
+
+def is_free(tx: Tx, table: Table) -> ColumnElement[bool]:
+    """True for a row that nobody holds, or whose lease has run out."""
+    return or_(table.c.lease_until.is_(None), table.c.lease_until < tx.now())
 
 
 def claim(

@@ -130,6 +130,7 @@ async def open_resources(
             owner=owner,
             secret=keys.webhook_secret,
             schedule=settings.webhook_schedule,
+            timeout_seconds=settings.webhook_timeout_seconds,
         )
         webhook_loop = DueLoop(deliveries, db, sender.take, sender.send, held[deliveries])
         tagging = FileTagging(

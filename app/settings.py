@@ -102,6 +102,7 @@ class Settings(BaseSettings):
     webhook_schedule: Annotated[
         tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)], ...], *CommaSeparated
     ] = Field((0, 5, 30, 120, 600, 1800, 3600), min_length=1)
+    webhook_timeout_seconds: float = Field(30.0, gt=0, allow_inf_nan=False)
     webhook_on: WebhookOn = WebhookOn.PENDING
     shutdown_seconds: float = Field(20.0, ge=0, le=600, allow_inf_nan=False)
     ready_max_due_age_seconds: float = Field(600.0, gt=0, allow_inf_nan=False)

@@ -117,3 +117,17 @@ def free_port() -> int:
         free.bind(("127.0.0.1", 0))
         port: int = free.getsockname()[1]
         return port
+
+
+def make_clock_movable(url: str) -> None:
+    """From now on `clock_timestamp()`, in new connections, is ahead by what `clock_ahead` holds."""
+    engine = create_engine(url, poolclass=NullPool)
+    with engine.begin() as connection:
+        for statement in (
+            "CREATE TABLE clock_ahead AS SELECT interval '0' AS ahead_by",
+            "CREATE FUNCTION clock_timestamp() RETURNS timestamptz LANGUAGE sql VOLATILE AS "
+            "'SELECT pg_catalog.clock_timestamp() + ahead_by FROM clock_ahead'",
+            f'ALTER DATABASE "{engine.url.database}" SET search_path = public, pg_catalog',
+        ):
+            connection.execute(text(statement))
+    engine.dispose()

@@ -14,7 +14,6 @@ import httpx
 import pytest
 
 from tests import pictures
-from tests.conftest import Serve
 from tests.emulators.receiver import Receiver
 from tests.files.helpers import (
     PICTURE,
@@ -24,7 +23,6 @@ from tests.files.helpers import (
     form_body,
     form_part,
     nothing_left,
-    on_sqlite_only,
     patch,
     patch_raw,
     post_body,
@@ -172,83 +170,6 @@ def test_bad_tags_are_400(shared_server: LoupeServer, tags: str, message: str | 
     with nothing_left(shared_server):
         said = refused(shared_server.upload(PICTURE, tags=tags), 400, message)
     assert "tags" in said
-
-
-# --- webhookUrl -------------------------------------------------------------------------------
-
-WEBHOOK_URLS = [
-    "javascript:alert(1)",
-    "ftp://example.com/hook",
-    "file:///etc/passwd",
-    "data:text/plain,x",
-    "/relative",
-    "//example.com/hook",
-    "example.com/hook",
-    "http:",
-    "http://",
-    "http:///hook",
-    "https://user:hunter2@example.com/",
-    "https://user@example.com/",
-    "http://example.com:22/",
-    "http://example.com:1023/",
-    "http://example.com:0/",
-    "http://example.com:65536/",
-    "http://example.com:x/",
-    "http://example.com/" + "x" * 10_000,
-    "http://127.0.0.1/",
-    "http://127.0.0.1:8080/",
-    "http://127.1/",
-    "http://0/",
-    "http://2130706433/",
-    "http://0x7f.1/",
-    "http://0177.0.0.1/",
-    "http://10.0.0.1/",
-    "http://192.168.1.1:8080/",
-    "http://169.254.169.254/latest/meta-data",
-    "http://168.63.129.16/",
-    "http://[::1]/",
-    "http://[::ffff:7f00:1]/",
-    "http://[64:ff9b::a9fe:a9fe]/",
-    "http://[2002:7f00:1::]/",
-    "http://[fec0::1]/",
-    "http://[fe80::1%25eth0]/",
-    "http://exa mple.com/",
-    "http://example.com\\@127.0.0.1/",
-    "http://exam\nple.com/",
-    "http://example.com/\0",
-]
-
-
-@on_sqlite_only
-def test_bad_webhook_urls_are_400_at_once(serve: Serve) -> None:
-    """Whether or not anything would ever be sent to them."""
-    server = serve(webhook_allow_cidrs="")
-    file_id = upload(server)["fileId"]
-    for url, extensions in itertools.product(WEBHOOK_URLS, ("", f"[{GOOGLE}]")):
-        with nothing_left(server):
-            fields = {"webhookUrl": url, "extensions": extensions}
-            message = refused(server.upload(PICTURE, **fields), 400)
-            assert "webhookUrl" in message, url
-            refused(patch(server, file_id, {"webhookUrl": url, "tags": ["new"]}), 400)
-        for secret in ("hunter2", "169.254"):
-            assert secret not in message
-    assert server.details(file_id)["tags"] is None
-
-
-@pytest.mark.parametrize(
-    "url",
-    [
-        "",
-        "https://example.com/hook?a=b&c=%20",
-        "http://example.com:8080/hook",
-        "HTTPS://EXAMPLE.COM",
-        "https://exämple.com/",
-        "https://93.184.216.34:443/",
-        "http://127.0.0.1:5000/allowed-by-setting",
-    ],
-)
-def test_good_webhook_urls_are_taken(shared_server: LoupeServer, url: str) -> None:
-    upload(shared_server, webhookUrl=url)
 
 
 # --- both databases ---------------------------------------------------------------------------

@@ -168,7 +168,7 @@ class TextFile:
         text, self._prefix = self._prefix or b"", None
         if kind == "data":
             header, _, text = text.partition(b",")
-            if len(header) > self.MAX_PREFIX_BYTES:
+            if len(header) > self.MAX_PREFIX_BYTES or header.count(b":") != 1:
                 raise InvalidFile("It is not a valid data URI.")
             if not header.lower().rstrip().endswith(b";base64"):
                 raise InvalidFile("A data URI should hold base64.")

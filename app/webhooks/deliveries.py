@@ -1,14 +1,16 @@
 """Transactions on webhook deliveries: written with their cause, claimed, recorded."""
 
 import random
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from email.utils import parsedate_to_datetime
+from heapq import heapify, heappop, heappush
 from typing import Any
 from urllib.parse import urlsplit
 
 import orjson
-from sqlalchemy import Row, insert, or_, select, update
+from sqlalchemy import ColumnElement, Row, ScalarSelect, Select, insert, literal, select, update
 
 from app import jobs
 from app.db import Tx
@@ -50,29 +52,79 @@ def jittered(seconds: float) -> float:
 
 
 def claim_deliveries(
-    tx: Tx, owner: str, in_flight: Mapping[str, int], limit: int
+    tx: Tx, owner: str, in_flight: Mapping[str, int], limit: int, last_host: str = ""
 ) -> list[Row[Any]]:
-    """Due deliveries, at most PER_HOST in flight to each host, so that a slow one delays none."""
+    """Due deliveries, at most PER_HOST in flight to each host, so that a slow one delays none.
+
+    in_flight: of this process. limit: how many may be claimed. They are shared evenly among the
+    hosts, whose turns go round and start behind `last_host`, the one that got the last place.
+    """
     full = [host for host, count in in_flight.items() if count >= PER_HOST]
-    now = tx.now()
-    due_hosts = tx.execute(
-        select(deliveries.c.host)
+    # So many, that `limit` of them have none in flight, if so many there are.
+    hosts = _due_hosts(tx, full, last_host, limit + len(in_flight))
+    claimed: list[Row[Any]] = []
+    for host, places in share_places(hosts, in_flight, limit).items():
+        claimed += jobs.claim(tx, deliveries, owner, places, deliveries.c.host == host)
+    return claimed
+
+
+def share_places(
+    hosts: Sequence[str], in_flight: Mapping[str, int], limit: int
+) -> Mapping[str, int]:
+    """How many each host gets: one by one to whoever has the fewest, in the order of `hosts`."""
+    queue = [(in_flight.get(host, 0), turn, host) for turn, host in enumerate(hosts)]
+    heapify(queue)
+    places: Counter[str] = Counter()
+    while queue and limit > 0:
+        count, turn, host = heappop(queue)
+        places[host] += 1
+        limit -= 1
+        if count + 1 < PER_HOST:
+            heappush(queue, (count + 1, turn, host))
+    return places
+
+
+def _due_hosts(tx: Tx, full: Sequence[str], last_host: str, limit: int) -> list[str]:
+    """Hosts with due deliveries but the full ones, from `last_host` round to itself."""
+    hosts = tx.execute(due_hosts_behind(tx, last_host, full).limit(limit)).scalars().all()
+    if len(hosts) < limit and last_host:
+        from_start = tx.execute(due_hosts_behind(tx, "", full).limit(limit)).scalars().all()
+        hosts = list(dict.fromkeys([*hosts, *from_start]))
+    return list(hosts)
+
+
+def due_hosts_behind(tx: Tx, host: str, full: Sequence[str]) -> Select[tuple[str]]:
+    """Hosts that sort behind `host`, with due deliveries, but the full ones.
+
+    Jumps from host to host through the index (a loose index scan): a host with thousands of rows
+    costs no more than one with a single row.
+    """
+    hosts = select(_next_host(literal(host)).label("host")).cte("hosts", recursive=True)
+    hosts = hosts.union_all(select(_next_host(hosts.c.host)).where(hosts.c.host.is_not(None)))
+    oldest_due_at = (
+        select(deliveries.c.due_at)
         .where(
             deliveries.c.status == jobs.PENDING,
-            deliveries.c.due_at <= now,
-            or_(deliveries.c.lease_until.is_(None), deliveries.c.lease_until < now),
-            deliveries.c.host.not_in(full),
+            deliveries.c.host == hosts.c.host,
+            jobs.is_free(tx, deliveries),
         )
-        .distinct()
-        .limit(limit)
-    ).scalars()
-    claimed: list[Row[Any]] = []
-    for host in due_hosts.all():
-        free = min(PER_HOST - in_flight.get(host, 0), limit - len(claimed))
-        if free <= 0:
-            break
-        claimed += jobs.claim(tx, deliveries, owner, free, deliveries.c.host == host)
-    return claimed
+        .order_by(deliveries.c.due_at)
+        .limit(1)
+        .scalar_subquery()
+    )
+    return select(hosts.c.host).where(
+        hosts.c.host.is_not(None), hosts.c.host.not_in(full), oldest_due_at <= tx.now()
+    )
+
+
+def _next_host(host: ColumnElement[str]) -> ScalarSelect[str]:
+    return (
+        select(deliveries.c.host)
+        .where(deliveries.c.status == jobs.PENDING, deliveries.c.host > host)
+        .order_by(deliveries.c.host)
+        .limit(1)
+        .scalar_subquery()
+    )
 
 
 def record_attempt(

@@ -24,12 +24,15 @@ class WebhookDelivery(Leased, Base):
         Index(None, "created_at", "id"),
         Index(None, "host", "created_at", "id"),
         Index(None, "status", "created_at", "id"),
+        # Not partial: SQLite would rather take the index above, PostgreSQL could not take `status`
+        # from it, and either would read all rows of a host to find the next host.
+        Index("ix_webhook_deliveries_due", "status", "host", "due_at"),
         Index(
-            "ix_webhook_deliveries_due",
-            "host",
+            "ix_webhook_deliveries_next_due",
+            "status",
             "due_at",
-            postgresql_where=text("status = 'pending'"),
-            sqlite_where=text("status = 'pending'"),
+            postgresql_where=text("status = 'pending' AND lease_until IS NULL"),
+            sqlite_where=text("status = 'pending' AND lease_until IS NULL"),
         ),
         Index(
             "ix_webhook_deliveries_lease_owner",

@@ -16,7 +16,6 @@ from app.webhooks.signing import signature_headers
 
 log = structlog.get_logger(__name__)
 
-TIMEOUT_SECONDS = 30.0
 MAX_IN_FLIGHT = 512
 KEPT_REPLY_BYTES = 1024
 
@@ -30,13 +29,16 @@ class WebhookSender:
         owner: str,
         secret: str,
         schedule: tuple[float, ...],
+        timeout_seconds: float,
     ) -> None:
         self._db = db
         self._outbound = outbound
         self._owner = owner
         self._secret = secret
         self._schedule = schedule
+        self._timeout_seconds = timeout_seconds
         self._in_flight: Counter[str] = Counter()
+        self._last_host = ""
 
     async def take(self) -> Sequence[Row[Any]]:
         """Claims deliveries that can be sent now."""
@@ -44,8 +46,12 @@ class WebhookSender:
         if free <= 0:
             return []
         in_flight = dict(self._in_flight)
-        claimed = await self._db.write(claim_deliveries, self._owner, in_flight, free)
+        claimed = await self._db.write(
+            claim_deliveries, self._owner, in_flight, free, self._last_host
+        )
         self._in_flight.update(row.host for row in claimed)
+        if claimed:
+            self._last_host = claimed[-1].host
         return claimed
 
     async def send(self, delivery: Row[Any]) -> None:
@@ -96,7 +102,7 @@ class WebhookSender:
         }
         try:
             reply = await self._outbound.post_webhook(
-                delivery.url, delivery.body, headers, timeout_seconds=TIMEOUT_SECONDS
+                delivery.url, delivery.body, headers, timeout_seconds=self._timeout_seconds
             )
         except OutboundError as error:
             return None, error.reason

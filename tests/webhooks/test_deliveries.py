@@ -1,7 +1,8 @@
 """The transactions of deliveries, and the rules of when to try again, on both databases."""
 
 import random
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from typing import Any
@@ -10,9 +11,10 @@ import orjson
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from sqlalchemy import Row, select, update
+from sqlalchemy import Row, create_engine, delete, event, insert, select, text, update
 from sqlalchemy.exc import IntegrityError
 
+from app import jobs
 from app.db import Tx
 from app.webhooks.deliveries import (
     DEADLINE_SECONDS,
@@ -25,6 +27,7 @@ from app.webhooks.deliveries import (
     is_expired,
     record_attempt,
     seconds_of,
+    share_places,
 )
 from app.webhooks.models import attempts, deliveries
 from tests.test_db import Running
@@ -51,9 +54,11 @@ class Outbox:
         for host in hosts:
             self.write(lambda tx, host=host: put(tx, f"http://{host}/hook", first_delay))
 
-    def claim(self, in_flight: dict[str, int] | None = None, limit: int = 100) -> list[Row[Any]]:
+    def claim(
+        self, in_flight: dict[str, int] | None = None, limit: int = 100, last_host: str = ""
+    ) -> list[Row[Any]]:
         found: list[Row[Any]] = self.write(
-            lambda tx: claim_deliveries(tx, "me", in_flight or {}, limit)
+            lambda tx: claim_deliveries(tx, "me", in_flight or {}, limit, last_host)
         )
         return found
 
@@ -172,6 +177,182 @@ def test_hosts_that_are_full_do_not_hide_one_that_is_free(outbox: Outbox) -> Non
     outbox.add(*["a", "b", "c"] * 2, "free")
     full = dict.fromkeys("abc", PER_HOST)
     assert [row.host for row in outbox.claim(full, limit=1)] == ["free"]
+
+
+def test_places_go_one_by_one_to_the_host_with_the_fewest(outbox: Outbox) -> None:
+    outbox.add(*["a", "b", "c"] * 5)
+    hosts = [row.host for row in outbox.claim({"a": 2}, limit=6)]
+    assert Counter(hosts) == {"a": 1, "b": 3, "c": 2}
+
+
+def test_host_with_none_in_flight_comes_before_all_that_have(outbox: Outbox) -> None:
+    in_flight = {f"{number:03}": 1 + number % 3 for number in range(150)}
+    outbox.add(*in_flight, "newcomer")
+    assert [row.host for row in outbox.claim(in_flight, limit=1)] == ["newcomer"]
+
+
+def test_turns_go_round_so_that_no_backlog_starves_a_host(outbox: Outbox) -> None:
+    """With one free place at a time, and more to do at every host than is ever done."""
+    outbox.add(*["a", "b", "c", "d"] * 3)
+    claimed = [""]
+    for _ in range(8):
+        [row] = outbox.claim(limit=1, last_host=claimed[-1])
+        claimed.append(row.host)
+    assert claimed[1:] == ["a", "b", "c", "d"] * 2
+
+
+def test_turns_go_on_behind_a_host_that_has_nothing_left(outbox: Outbox) -> None:
+    outbox.add("a", "b", "d")
+    assert [row.host for row in outbox.claim(limit=2, last_host="c")] == ["d", "a"]
+
+
+def test_all_places_are_given_while_anything_is_due() -> None:
+    hosts = [f"{number}" for number in range(10)]
+    assert share_places(hosts, {}, 100) == dict.fromkeys(hosts, PER_HOST)
+    assert sum(share_places(hosts, {"3": 2}, 17).values()) == 17
+    assert share_places([], {}, 5) == {}
+
+
+def test_host_is_not_due_while_its_rows_wait_or_are_leased(outbox: Outbox) -> None:
+    outbox.add("leased", "due")
+    outbox.add(*["later"] * 3, first_delay=100)
+    assert len(outbox.claim()) == 2
+    outbox.add("due")
+    assert [row.host for row in outbox.claim()] == ["due"]
+
+
+# What a claim costs
+
+
+class Work:
+    """What the database did for the writes inside: SQLite's virtual machine instructions,
+    PostgreSQL's rows read."""
+
+    def __init__(self, tx: Tx) -> None:
+        self._tx = tx
+        self.amount = 0
+
+    def __enter__(self) -> "Work":
+        if self._tx.is_postgres:
+            self.amount = -self._rows_read()
+        else:
+            self._watch(self._count)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._tx.is_postgres:
+            self.amount += self._rows_read()
+        else:
+            self._watch(None)
+
+    def _count(self) -> int:
+        self.amount += 1
+        return 0
+
+    def _watch(self, count: Callable[[], int] | None) -> None:
+        self._tx._connection.connection.driver_connection.set_progress_handler(count, 1)  # type: ignore[union-attr]
+
+    def _rows_read(self) -> int:
+        read = text(
+            "SELECT seq_tup_read + idx_tup_fetch FROM pg_stat_xact_user_tables"
+            " WHERE relname = 'webhook_deliveries'"
+        )
+        return int(self._tx.execute(read).scalar_one())
+
+
+def fill(tx: Tx, host: str, count: int, due_in: float) -> None:
+    """Many pending rows at once. due_in: seconds; negative for due ones."""
+    row = {
+        "url": f"http://{host}/",
+        "host": host,
+        "body": b"{}",
+        "request_id": "r",
+        "status": "pending",
+        "attempts": 0,
+        "created_at": tx.clock.now(),
+        "due_at": tx.clock.now() + timedelta(seconds=due_in),
+    }
+    ids = [f"{host} {due_in} {number}" for number in range(count)]
+    tx.execute(insert(deliveries), [{**row, "id": each, "run_id": each} for each in ids])
+
+
+def analyze(running: Running) -> None:
+    """As PostgreSQL's autovacuum would soon; SQLite has no statistics, here and in real use."""
+    if running.url.startswith("postgresql"):
+        engine = create_engine(running.url, isolation_level="AUTOCOMMIT")
+        with engine.connect() as connection:
+            connection.execute(text("ANALYZE webhook_deliveries"))
+        engine.dispose()
+
+
+def work_of(running: Running, function: Callable[[Tx], object]) -> int:
+    def measured(tx: Tx) -> int:
+        with Work(tx) as work:
+            function(tx)
+        return work.amount
+
+    return running.run(running.db.write(measured))
+
+
+FULL = {"full": PER_HOST}
+MEASURED: dict[str, Callable[[Tx], object]] = {
+    "claim": lambda tx: claim_deliveries(tx, "me", FULL, 100),
+    "claim round the end": lambda tx: claim_deliveries(tx, "me", FULL, 100, "m"),
+    "next due": lambda tx: jobs.seconds_to_next_due(tx, deliveries),
+}
+
+
+def cost(running: Running, rows: int) -> dict[str, int]:
+    """Of each statement, with a few hosts that are due among hosts with `rows` rows that are
+    blocked, or due later."""
+
+    def put_all(tx: Tx) -> None:
+        tx.execute(delete(deliveries))
+        for number in range(20):
+            fill(tx, f"h{number:02}", 1, -1)
+        fill(tx, "full", rows, -1000)
+        fill(tx, "later", rows, 1000)
+        fill(tx, "some due", 1, -1)
+        fill(tx, "some due", rows, 1000)
+
+    running.run(running.db.write(put_all))
+    analyze(running)
+    return {name: work_of(running, function) for name, function in MEASURED.items()}
+
+
+def test_claim_costs_by_the_number_of_hosts_and_not_of_rows(running: Running) -> None:
+    few, many = cost(running, 1000), cost(running, 20_000)
+    for name in MEASURED:
+        assert many[name] <= 2 * few[name], (name, few, many)
+
+
+def plan_of(tx: Tx, function: Callable[[Tx], object]) -> str:
+    """How the database goes about the statements of a function."""
+    statements: list[tuple[str, Any]] = []
+
+    def note(_c: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
+        statements.append((statement, parameters))
+
+    event.listen(tx._connection, "before_cursor_execute", note)
+    function(tx)
+    event.remove(tx._connection, "before_cursor_execute", note)
+    # PostgreSQL shows the steps of a recursion only when it takes them.
+    explain = "EXPLAIN ANALYZE " if tx.is_postgres else "EXPLAIN QUERY PLAN "
+    steps = [
+        str(row[-1])
+        for statement, parameters in statements
+        for row in tx._connection.exec_driver_sql(explain + statement, parameters)
+    ]
+    return "\n".join(steps)
+
+
+@pytest.mark.parametrize("name", MEASURED)
+def test_due_deliveries_are_found_by_indexes_and_never_sorted(running: Running, name: str) -> None:
+    cost(running, 5000)
+    plan = running.run(running.db.write(plan_of, MEASURED[name]))
+    assert "ix_webhook_deliveries_" in plan
+    for whole_table in ("Seq Scan on webhook", "SCAN webhook_deliveries", "TEMP B-TREE", "Sort"):
+        assert whole_table not in plan, plan
 
 
 # Recorded
