@@ -27,6 +27,7 @@ class WebhookDelivery(Leased, Base):
         Index(
             "ix_webhook_deliveries_due",
             "host",
+            "lease_until",
             "due_at",
             postgresql_where=text("status = 'pending'"),
             sqlite_where=text("status = 'pending'"),
