@@ -62,8 +62,8 @@ def claim(
     """
     now = select(tx.now()).scalar_subquery()  # evaluated once, else no index can be searched by it
     at_rest = (table.c.lease_until.is_(None), table.c.due_at <= now)
-    lost = _lock(table, limit, *where, table.c.lease_until < now).order_by(table.c.lease_until)
-    due = _lock(table, limit, *where, *at_rest).order_by(table.c.due_at)
+    lost = _lock(table, limit, *where, table.c.lease_until < now)
+    due = _lock(table, limit, *where, *at_rest)
     found = union_all(select(lost.cte("lost")), select(due.cte("due")))
     return tx.execute(
         update(table)
@@ -80,6 +80,7 @@ def _lock(table: Table, limit: int, *where: ColumnElement[bool]) -> Select[Any]:
     return (
         select(table.c.id)
         .where(table.c.status == pending, *where)
+        .order_by(table.c.lease_until, table.c.due_at)
         .limit(limit)
         .with_for_update(skip_locked=True)
     )
