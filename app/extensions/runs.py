@@ -87,15 +87,14 @@ def claim_runs(tx: Tx, owner: str, limits: dict[str, int], background_slots: int
     ]
 
 
-def resume_runs(tx: Tx, policy: CallPolicy) -> int:
+def resume_runs(tx: Tx, policy: CallPolicy) -> None:
     """Makes runs due that wait for the next month, as far as the cap allows calls by now.
 
-    The oldest first. What they need not wait any longer, their deadline is brought forward by.
-    Returns how many.
+    The oldest first. Their deadline comes nearer by what they need not wait any longer.
     """
     most = calls_left(tx, policy, tx.clock.wall().date()) if policy.monthly_calls else None
     if most is not None and most <= 0:
-        return 0
+        return
     waiting = (
         select(runs.c.id)
         .where(
@@ -110,11 +109,11 @@ def resume_runs(tx: Tx, policy: CallPolicy) -> int:
         .with_for_update(skip_locked=True)
         .cte("waiting")
     )
-    return tx.execute(
+    tx.execute(
         update(runs)
         .where(runs.c.id.in_(select(waiting.c.id)))
         .values(due_at=tx.now(), expires_at=runs.c.expires_at - (runs.c.due_at - tx.now()))
-    ).rowcount
+    )
 
 
 def finish_run(tx: Tx, run_id: str, attempt: int, outcome: Outcome) -> Row[Any] | None:

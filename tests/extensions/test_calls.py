@@ -3,7 +3,7 @@
 import asyncio
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
@@ -13,7 +13,7 @@ from typing import Any
 
 import httpx
 import pytest
-from sqlalchemy import delete, insert, select, update
+from sqlalchemy import Row, delete, insert, select, update
 
 from app.clock import Clock
 from app.db import Tx
@@ -35,6 +35,7 @@ from app.extensions.models import answers, provider_states, runs, slots, usage
 from app.extensions.outcomes import Failed, NotNow
 from app.extensions.provider import Answer, CallLimits, Label, ProviderError, Reason
 from app.extensions.providers.vision import Vision
+from app.extensions.runs import resume_runs
 from app.extensions.tagger import TaggingRequest
 from app.images import ProviderCopy
 from app.settings import BudgetExhausted
@@ -525,6 +526,110 @@ def test_wait_for_the_next_month_does_not_count_against_the_24_hours(
     a_minute = timedelta(minutes=1)
     assert abs(run.due_at - run.created_at - timedelta(days=22)) < a_minute
     assert abs(run.expires_at - run.due_at - timedelta(hours=24)) < a_minute
+
+
+JANUARY = datetime(2030, 1, 10, tzinfo=UTC)
+
+
+def waiting_for_february(serve: Serve, *, count: int) -> None:
+    """One call is made and all others are put off; then the server stops."""
+    server = serve(
+        clock=MovedClock(JANUARY),
+        google_auto_tagging="vision",
+        google_monthly_calls=1,
+        sync_budget_seconds=LONG,
+    )
+    assert [upload(server, n)["extensionStatus"] for n in range(1 + count)] == [
+        DONE,
+        *[WAITS] * count,
+    ]
+    server.stop()
+
+
+@pytest.mark.parametrize("cap", [{"google_monthly_calls": 3}, {"google_monthly_calls": 0}])
+def test_raised_cap_makes_waiting_runs_due_at_the_next_start(
+    serve: Serve, vision: VisionEmulator, cap: dict[str, int]
+) -> None:
+    waiting_for_february(serve, count=2)
+    server = serve(clock=MovedClock(JANUARY), google_auto_tagging="vision", **cap)
+    until(lambda: statuses(server) == {"success"})
+    assert len(vision.calls) == 3
+    assert used(server)[0] == 3
+    for run in server.rows(select(runs)):
+        assert abs(run.expires_at - run.created_at - timedelta(hours=24)) < timedelta(minutes=2)
+
+
+def test_cap_of_another_provider_holds_no_run_back(serve: Serve, vision: VisionEmulator) -> None:
+    waiting_for_february(serve, count=2)
+    server = serve(clock=MovedClock(JANUARY), google_auto_tagging="local", google_monthly_calls=1)
+    until(lambda: statuses(server) == {"success"})
+    assert len(vision.calls) == 1
+
+
+def test_cap_that_is_not_raised_leaves_runs_waiting(serve: Serve, vision: VisionEmulator) -> None:
+    waiting_for_february(serve, count=2)
+    server = serve(clock=MovedClock(JANUARY), google_auto_tagging="vision", google_monthly_calls=1)
+    time.sleep(1.5)  # its background has looked
+    assert used(server) == (1, 0, 2)
+    for run in server.rows(select(runs).where(runs.c.status == "pending")):
+        assert run.due_at - run.created_at > timedelta(days=21)
+        assert run.expires_at - run.created_at > timedelta(days=22)
+
+
+def test_cap_that_is_raised_a_little_lets_the_oldest_runs_go(
+    serve: Serve, vision: VisionEmulator
+) -> None:
+    waiting_for_february(serve, count=3)
+    server = serve(clock=MovedClock(JANUARY), google_auto_tagging="vision", google_monthly_calls=3)
+    vision.wait_for_calls(3)
+    until(lambda: [run.status for run in oldest_first(server)] == ["success"] * 3 + ["pending"])
+    assert used(server) == (3, 0, 3)  # the one left is not refused again
+
+
+def test_time_that_a_run_has_waited_for_the_month_does_not_count_when_the_cap_is_raised(
+    server: LoupeServer,
+) -> None:
+    """Put off 10 days ago for 22, with 5 of its 24 hours left."""
+
+    def resume(tx: Tx) -> None:
+        now, due_at, expires_at = tx.execute(
+            select(tx.now(), tx.now(12 * 86400), tx.now(12 * 86400 + 5 * 3600))
+        ).one()
+        put_run(tx, "waiting", created_at=now, due_at=due_at, expires_at=expires_at)
+        put_run(tx, "other", created_at=now, due_at=due_at, expires_at=expires_at, reason="other")
+        resume_runs(tx, POLICY)
+
+    server.write(resume)
+    rows = {run.id: run for run in server.rows(select(runs))}
+    assert rows["waiting"].expires_at - rows["waiting"].due_at == pytest.approx(
+        timedelta(hours=5), abs=timedelta(seconds=1)
+    )
+    assert rows["waiting"].due_at - rows["waiting"].created_at < timedelta(minutes=1)
+    assert rows["other"].due_at - rows["other"].created_at > timedelta(days=11)
+
+
+def put_run(tx: Tx, run_id: str, **values: Any) -> None:
+    """A run that waits."""
+    columns = {
+        "id": run_id,
+        "file_id": run_id,
+        "version_id": run_id,
+        "extension": GOOGLE,
+        "number": 1,
+        "min_confidence": 0,
+        "max_tags": 1,
+        "announced": True,
+        "status": "pending",
+        "reason": "budget",
+        "attempts": 0,
+        "garbled_replies": 0,
+        "request_id": "r",
+    }
+    tx.execute(insert(runs).values(**{**columns, **values}))
+
+
+def oldest_first(server: LoupeServer) -> Sequence[Row[Any]]:
+    return server.rows(select(runs).order_by(runs.c.created_at))
 
 
 # The rate
