@@ -13,7 +13,19 @@ from functools import partial
 from typing import Any
 
 import structlog
-from sqlalchemy import ColumnElement, Row, Table, Text, and_, func, or_, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Row,
+    Select,
+    Table,
+    Text,
+    and_,
+    func,
+    literal,
+    select,
+    union_all,
+    update,
+)
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.db import Database, Tx, UtcDateTime
@@ -40,35 +52,38 @@ class Leased:
     last_error: Mapped[str | None] = mapped_column(Text)
 
 
-def _is_due(tx: Tx, table: Table) -> ColumnElement[bool]:
-    # A subquery, asked once: PostgreSQL's clock moves on, and so cannot bound a walk of an index.
-    now = select(tx.now()).scalar_subquery()
-    return and_(table.c.status == PENDING, table.c.due_at <= now, is_free(tx, table))
-
-
-def is_free(tx: Tx, table: Table) -> ColumnElement[bool]:
-    """True for a row that nobody holds, or whose lease has run out."""
-    return or_(table.c.lease_until.is_(None), table.c.lease_until < tx.now())
-
-
 def claim(
     tx: Tx, table: Table, owner: str, limit: int, *where: ColumnElement[bool], **also_set: Any
 ) -> Sequence[Row[Any]]:
-    """Leases up to `limit` due rows to `owner`, the longest due first, and returns them."""
-    due = (
-        select(table.c.id)
-        .where(_is_due(tx, table), *where)
-        .order_by(table.c.due_at)
-        .limit(limit)
-        .with_for_update(skip_locked=True)
-        .cte("due")
-    )
+    """Leases up to `limit` due rows to `owner` and returns them.
+
+    Those whose lease has run out come first, then the longest due. Each part reads one range of
+    the table's index, in its order, so what is leased or not yet due is not looked at.
+    """
+    now = select(tx.now()).scalar_subquery()  # evaluated once, else no index can be searched by it
+    at_rest = (table.c.lease_until.is_(None), table.c.due_at <= now)
+    lost = _lock(table, limit, *where, table.c.lease_until < now)
+    due = _lock(table, limit, *where, *at_rest)
+    found = union_all(select(lost.cte("lost")), select(due.cte("due")))
     return tx.execute(
         update(table)
-        .where(table.c.id.in_(select(due.c.id)))
+        .where(table.c.id.in_(found.limit(limit)))
         .values(attempts=table.c.attempts + 1, **lease(tx, owner), **also_set)
         .returning(*table.c)
     ).all()
+
+
+def _lock(table: Table, limit: int, *where: ColumnElement[bool]) -> Select[Any]:
+    """Ids of pending rows that nobody else is claiming."""
+    # A part of the statement, not a parameter, so that every plan may use the partial index.
+    pending = literal(PENDING, literal_execute=True)
+    return (
+        select(table.c.id)
+        .where(table.c.status == pending, *where)
+        .order_by(table.c.lease_until, table.c.due_at)
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+    )
 
 
 def lease(tx: Tx, owner: str) -> dict[str, Any]:

@@ -25,7 +25,8 @@ from app.delivery.routes import Delivery
 from app.delivery.thumbnails import Thumbnails
 from app.delivery.transformations import THUMBNAIL_BOX_PX
 from app.errors import ApiError, JsonResponse, error_response, install_error_handlers
-from app.extensions.models import answers, runs
+from app.extensions.models import answers, runs, slots
+from app.extensions.runs import resume_runs
 from app.extensions.tagger import Tagger, open_tagger
 from app.files import openapi
 from app.files.admission import Admission
@@ -57,7 +58,7 @@ from app.webhooks.sender import WebhookSender
 log = structlog.get_logger(__name__)
 
 _NEVER = datetime.max.replace(tzinfo=UTC)
-_LEASED = (runs, deliveries, answers)
+_LEASED = (runs, deliveries, answers, slots)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +123,8 @@ async def open_resources(
             await images.start()
         tagger = await open_tagger(settings, images, db, owner)
         stack.push_async_callback(tagger.close)
+        for policy in tagger.policies:
+            await db.write(resume_runs, policy)
         guard = AddressGuard(settings.webhook_allow_cidrs)
         outbound = await stack.enter_async_context(Outbound(guard))
         sender = WebhookSender(

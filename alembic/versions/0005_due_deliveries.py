@@ -7,7 +7,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision: str = "0005"
-down_revision: str | None = "0003"
+down_revision: str | None = "0004"
 branch_labels: str | Sequence[str] | None = None
 depends_on: str | Sequence[str] | None = None
 
@@ -18,7 +18,7 @@ NEXT_DUE = "ix_webhook_deliveries_next_due"
 
 def upgrade() -> None:
     op.drop_index(DUE, TABLE)
-    op.create_index(DUE, TABLE, ["status", "host", "due_at"])
+    op.create_index(DUE, TABLE, ["status", "host", "lease_until", "due_at"])
     unleased = sa.text("status = 'pending' AND lease_until IS NULL")
     op.create_index(
         NEXT_DUE, TABLE, ["status", "due_at"], postgresql_where=unleased, sqlite_where=unleased

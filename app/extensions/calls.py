@@ -1,4 +1,4 @@
-"""Before and after a provider's call: the stored answer, the breaker, the monthly cap, the rate.
+"""Before and after a provider's call: the stored answer, breaker, monthly cap, rate and slot.
 
 All of it is shared by all replicas through the database. A provider's whole answer is kept under
 the bytes that were sent, so that the same picture, or other limits, cost no further call; the
@@ -7,17 +7,17 @@ call itself is claimed by inserting the answer's key with a lease.
 
 import hashlib
 from dataclasses import dataclass
-from datetime import date, datetime, timedelta
+from datetime import UTC, date, datetime, time, timedelta
 from typing import Any
 
-from sqlalchemy import Row, and_, delete, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Row, and_, delete, func, insert, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from app import jobs
 from app.db import Tx
-from app.extensions.models import answers, provider_states, usage
+from app.extensions.models import answers, provider_states, slots, usage
 from app.extensions.outcomes import Failed, NotNow
-from app.extensions.provider import Answer, Label, ProviderError, Reason
+from app.extensions.provider import Answer, CallLimits, Label, ProviderError, Reason
 from app.settings import BudgetExhausted
 
 FAILURES_TO_OPEN = 5
@@ -25,7 +25,8 @@ FIRST_COOLDOWN_SECONDS = 2.0
 LONGEST_COOLDOWN_SECONDS = 30.0
 # A probe that has not been heard of for so long died with its process.
 PROBE_SECONDS = 30.0
-HELD_RETRY_SECONDS = 1.0
+# A call ends at its deadline; the record of it takes no longer than this.
+RECORD_SECONDS = 5.0
 _UNIT_GIVEN_BACK = frozenset({Reason.THROTTLED})
 
 
@@ -34,17 +35,24 @@ class CallPolicy:
     """How one extension's provider may be called.
 
     provider: the name and answer version that answers are kept under. keep_seconds: 0 keeps none.
-    claim_seconds: how long a call can last at most; its claim is not renewed, so that one which
-    could not be ended ends by itself. monthly_calls, calls_per_second: 0 is no limit.
+    monthly_calls, calls_per_second: 0 is no limit.
     """
 
     extension: str
     provider: str
     keep_seconds: float
-    claim_seconds: float
+    limits: CallLimits
     monthly_calls: int
     calls_per_second: float
     exhausted: BudgetExhausted
+
+    @property
+    def claim_seconds(self) -> float:
+        """How long a call can last at most.
+
+        Its claim is not renewed, so that one which could not be ended ends by itself.
+        """
+        return self.limits.timeout_seconds + RECORD_SECONDS
 
     @property
     def needs_lock(self) -> bool:
@@ -55,11 +63,26 @@ class CallPolicy:
 
 
 @dataclass(frozen=True, slots=True)
-class Granted:
-    """The call may be made now. day: whose unit it uses. is_probe: it tries an open breaker."""
+class Slot:
+    """lease_until: tells the call that has it from a later one."""
 
+    number: int
+    lease_until: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Granted:
+    """The call may be made now, and what it took for that.
+
+    key, owner: its claim. day: whose unit it uses. is_probe: it tries an open breaker. slot: None
+    on SQLite, where the one process counts its calls itself.
+    """
+
+    key: str
+    owner: str
     day: date
     is_probe: bool
+    slot: Slot | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +97,24 @@ class TooSoon:
     seconds: float
 
 
-Admission = Answer | Granted | Held | TooSoon | NotNow | Failed
+@dataclass(frozen=True, slots=True)
+class NoSlot:
+    """As many calls as may be are in flight."""
+
+
+Admission = Answer | Granted | Held | TooSoon | NoSlot | NotNow | Failed
+
+
+def make_slots(tx: Tx, policy: CallPolicy) -> None:
+    """Those that are missing. Where replicas disagree, each takes slots up to its own number."""
+    if not tx.is_postgres:
+        return
+    numbers = range(policy.limits.concurrency)
+    tx.execute(
+        postgresql.insert(slots)
+        .values([{"extension": policy.extension, "number": number} for number in numbers])
+        .on_conflict_do_nothing()
+    )
 
 
 def stored_answer(tx: Tx, key: str) -> Answer | Held | None:
@@ -100,8 +140,10 @@ def reuse_answer(tx: Tx, policy: CallPolicy, key: str) -> Answer | Held | None:
     return known
 
 
-def admit(tx: Tx, policy: CallPolicy, key: str, owner: str) -> Admission:
-    """Whether a call may be made now; if so, it is claimed and its unit is taken."""
+def admit(
+    tx: Tx, policy: CallPolicy, key: str, owner: str, *, in_background: bool = False
+) -> Admission:
+    """Whether a call may be made now; if so, it is claimed, and its slot and unit are taken."""
     if policy.keep_seconds:
         known = _known_or_held(tx, policy, key)
         if known is not None:
@@ -111,17 +153,27 @@ def admit(tx: Tx, policy: CallPolicy, key: str, owner: str) -> Admission:
         state = _state(tx, policy.extension, lock=True)
     day = tx.clock.wall().date()
     refusal = (
-        _check_breaker(tx, state) or _check_cap(tx, policy, day) or _take_turn(tx, policy, state)
+        _check_breaker(tx, state) or _check_cap(tx, policy, day) or _check_rate(tx, policy, state)
     )
     if refusal is not None:
         return refusal
-    is_probe = state.opened_until is not None
-    if is_probe:
+    slot = _take_slot(tx, policy, owner, in_background) if tx.is_postgres else None
+    if slot is None and tx.is_postgres:
+        return NoSlot()
+    granted = Granted(key, owner, day, state.opened_until is not None, slot)
+    _take(tx, policy, granted)
+    return granted
+
+
+def _take(tx: Tx, policy: CallPolicy, granted: Granted) -> None:
+    """The probe, the turn, the unit and the claim."""
+    if granted.is_probe:
         _set(tx, policy.extension, opened_until=tx.now(PROBE_SECONDS))
-    _count(tx, policy.extension, day, calls=1)
+    if policy.calls_per_second:
+        _set(tx, policy.extension, next_call_at=tx.now(1 / policy.calls_per_second))
+    _count(tx, policy.extension, granted.day, calls=1)
     if policy.keep_seconds:
-        _claim_answer(tx, policy, key, owner)
-    return Granted(day, is_probe)
+        _claim_answer(tx, policy, granted)
 
 
 def _known_or_held(tx: Tx, policy: CallPolicy, key: str) -> Answer | Held | None:
@@ -143,24 +195,66 @@ def _known_or_held(tx: Tx, policy: CallPolicy, key: str) -> Answer | Held | None
     return None
 
 
-def _claim_answer(tx: Tx, policy: CallPolicy, key: str, owner: str) -> None:
+def _claim_answer(tx: Tx, policy: CallPolicy, granted: Granted) -> None:
     """On PostgreSQL a race for the key ends in a unique violation, and the loser runs again."""
     tx.execute(
         insert(answers).values(
-            key=key,
+            key=granted.key,
             created_at=tx.clock.now(),
             lease_until=tx.now(policy.claim_seconds),
-            lease_owner=owner,
+            lease_owner=granted.owner,
         )
     )
 
 
-def record_answer(tx: Tx, policy: CallPolicy, key: str, owner: str, answer: Answer) -> None:
+def _take_slot(tx: Tx, policy: CallPolicy, owner: str, in_background: bool) -> Slot | None:
+    """A request takes the highest that is free, so that those below the half are its last."""
+    now = select(tx.now()).scalar_subquery()
+    limits = policy.limits
+    end = limits.background_slots if in_background else limits.concurrency
+    free = (
+        select(slots.c.number)
+        .where(slots.c.extension == policy.extension, slots.c.number < end, _is_free(now))
+        .order_by(slots.c.number.desc())
+        .limit(1)
+        .with_for_update(skip_locked=True)
+        .cte("free")
+    )
+    taken = tx.execute(
+        update(slots)
+        .where(slots.c.extension == policy.extension, slots.c.number.in_(select(free.c.number)))
+        .values(lease_until=tx.now(policy.claim_seconds), lease_owner=owner)
+        .returning(slots.c.number, slots.c.lease_until)
+    ).one_or_none()
+    return None if taken is None else Slot(taken.number, taken.lease_until)
+
+
+def _is_free(now: ColumnElement[datetime]) -> ColumnElement[bool]:
+    """A call that died holds its slot for as long as it could have lasted."""
+    return or_(slots.c.lease_until.is_(None), slots.c.lease_until < now)
+
+
+def _free_slot(tx: Tx, policy: CallPolicy, granted: Granted) -> None:
+    if granted.slot is None:
+        return
+    tx.execute(
+        update(slots)
+        .where(
+            slots.c.extension == policy.extension,
+            slots.c.number == granted.slot.number,
+            slots.c.lease_owner == granted.owner,
+            slots.c.lease_until == granted.slot.lease_until,
+        )
+        .values(jobs.unleased())
+    )
+
+
+def record_answer(tx: Tx, policy: CallPolicy, granted: Granted, answer: Answer) -> None:
     """The call succeeded: the answer is kept, and the breaker closes."""
     if policy.keep_seconds:
         tx.execute(
             update(answers)
-            .where(answers.c.key == key, answers.c.lease_owner == owner)
+            .where(answers.c.key == granted.key, answers.c.lease_owner == granted.owner)
             .values(
                 jobs.unleased(
                     labels=[[label.name, label.confidence] for label in answer.labels],
@@ -170,10 +264,11 @@ def record_answer(tx: Tx, policy: CallPolicy, key: str, owner: str, answer: Answ
             )
         )
     _close(tx, policy.extension)
+    _free_slot(tx, policy, granted)
 
 
 def record_failure(
-    tx: Tx, policy: CallPolicy, key: str, owner: str, granted: Granted, error: ProviderError | None
+    tx: Tx, policy: CallPolicy, granted: Granted, error: ProviderError | None
 ) -> None:
     """The call brought nothing: its claim ends, its unit may come back, the breaker may open.
 
@@ -187,19 +282,22 @@ def record_failure(
             _close(tx, policy.extension)  # the provider answered, if only to refuse this picture
         if not error.was_sent or error.reason in _UNIT_GIVEN_BACK:
             _count(tx, policy.extension, granted.day, calls=-1)
-    _end_claim(tx, key, owner)
+    _end_claim(tx, policy, granted)
 
 
-def withdraw(tx: Tx, policy: CallPolicy, key: str, owner: str, granted: Granted) -> None:
+def withdraw(tx: Tx, policy: CallPolicy, granted: Granted) -> None:
     """The call will not be made: all that `admit` took is given back."""
     if granted.is_probe:
         _set(tx, policy.extension, opened_until=tx.now())
     _count(tx, policy.extension, granted.day, calls=-1)
-    _end_claim(tx, key, owner)
+    _end_claim(tx, policy, granted)
 
 
-def _end_claim(tx: Tx, key: str, owner: str) -> None:
-    tx.execute(delete(answers).where(answers.c.key == key, answers.c.lease_owner == owner))
+def _end_claim(tx: Tx, policy: CallPolicy, granted: Granted) -> None:
+    tx.execute(
+        delete(answers).where(answers.c.key == granted.key, answers.c.lease_owner == granted.owner)
+    )
+    _free_slot(tx, policy, granted)
 
 
 def _state(tx: Tx, extension: str, *, lock: bool) -> Row[Any]:
@@ -271,35 +369,39 @@ def _set(tx: Tx, extension: str, **values: Any) -> None:
 def _check_cap(tx: Tx, policy: CallPolicy, day: date) -> NotNow | Failed | None:
     if not policy.monthly_calls:
         return None
-    month = day.replace(day=1)
-    next_month = (month + timedelta(days=32)).replace(day=1)
-    used = tx.execute(
-        select(func.coalesce(func.sum(usage.c.calls), 0)).where(
-            usage.c.extension == policy.extension, usage.c.day >= month, usage.c.day < next_month
-        )
-    ).scalar_one()
-    if used < policy.monthly_calls:
+    if calls_left(tx, policy, day) > 0:
         return None
     _count(tx, policy.extension, day, refused=1)
     message = "This month's calls to the provider are used up."
     if policy.exhausted is BudgetExhausted.FAILED:
         return Failed(Reason.BUDGET, message)
-    seconds = (
-        datetime(next_month.year, next_month.month, 1, tzinfo=tx.clock.wall().tzinfo)
-        - tx.clock.wall()
-    ).total_seconds()
+    month = datetime.combine(_next_month(day), time(), tzinfo=UTC)
+    seconds = (month - tx.clock.wall()).total_seconds()
     return NotNow(seconds, Reason.BUDGET, message, extends_deadline=True)
 
 
-def _take_turn(tx: Tx, policy: CallPolicy, state: Row[Any]) -> TooSoon | None:
+def calls_left(tx: Tx, policy: CallPolicy, day: date) -> int:
+    """Of the cap, in this day's month."""
+    used: int = tx.execute(
+        select(func.coalesce(func.sum(usage.c.calls), 0)).where(
+            usage.c.extension == policy.extension,
+            usage.c.day >= day.replace(day=1),
+            usage.c.day < _next_month(day),
+        )
+    ).scalar_one()
+    return policy.monthly_calls - used
+
+
+def _next_month(day: date) -> date:
+    return (day.replace(day=1) + timedelta(days=32)).replace(day=1)
+
+
+def _check_rate(tx: Tx, policy: CallPolicy, state: Row[Any]) -> TooSoon | None:
     """One call each 1/rate seconds, over all replicas. state: its row, locked."""
-    if not policy.calls_per_second:
+    if not policy.calls_per_second or state.next_call_at is None:
         return None
-    seconds = 0.0 if state.next_call_at is None else _seconds_until(tx, state.next_call_at)
-    if seconds > 0:
-        return TooSoon(seconds)
-    _set(tx, policy.extension, next_call_at=tx.now(1 / policy.calls_per_second))
-    return None
+    seconds = _seconds_until(tx, state.next_call_at)
+    return TooSoon(seconds) if seconds > 0 else None
 
 
 def _seconds_until(tx: Tx, when: datetime) -> float:
@@ -325,11 +427,18 @@ def _count(
     )
 
 
-def callable_now(tx: Tx, limits: dict[str, int]) -> dict[str, int]:
-    """`limits` without the extensions whose breaker is open; one probe for each that may close.
+def callable_now(tx: Tx, limits: dict[str, int], background_slots: int) -> dict[str, int]:
+    """`limits`, lowered to what the background may call now: not more than there are free slots,
+    none while the breaker is open, one probe where it may close.
 
     Bad credentials hold nothing back: runs fail at once then.
     """
+    probes, free = _probes(tx), _free_slots(tx, background_slots)
+    return {e: min(n, probes.get(e, n), free.get(e, n)) for e, n in limits.items()}
+
+
+def _probes(tx: Tx) -> dict[str, int]:
+    """extension -> how many calls its open breaker lets through."""
     rows = tx.execute(
         select(
             provider_states.c.extension, (provider_states.c.opened_until <= tx.now()).label("probe")
@@ -338,11 +447,24 @@ def callable_now(tx: Tx, limits: dict[str, int]) -> dict[str, int]:
             provider_states.c.opened_for != Reason.CREDENTIALS,
         )
     )
-    open_ones = {row.extension: 1 if row.probe else 0 for row in rows}
-    return {e: min(limit, open_ones.get(e, limit)) for e, limit in limits.items()}
+    return {row.extension: 1 if row.probe else 0 for row in rows}
+
+
+def _free_slots(tx: Tx, background_slots: int) -> dict[str, int]:
+    """extension -> how many the background may take."""
+    if not tx.is_postgres:
+        return {}
+    free = func.count().filter(_is_free(tx.now()))
+    rows = tx.execute(
+        select(slots.c.extension, free)
+        .where(slots.c.number < background_slots)
+        .group_by(slots.c.extension)
+    )
+    return {row[0]: row[1] for row in rows}
 
 
 def forget_expired_answers(tx: Tx, limit: int = 500) -> int:
     """Deletes some answers past their time. Returns how many."""
-    expired = select(answers.c.key).where(answers.c.expires_at <= tx.now()).limit(limit)
+    now = select(tx.now()).scalar_subquery()  # evaluated once, so that the index is searched by it
+    expired = select(answers.c.key).where(answers.c.expires_at <= now).limit(limit)
     return tx.execute(delete(answers).where(answers.c.key.in_(expired))).rowcount

@@ -32,6 +32,7 @@ class ExtensionRun(Leased, Base):
         Index(
             "ix_extension_runs_due",
             "extension",
+            "lease_until",
             "due_at",
             postgresql_where=text("status = 'pending'"),
             sqlite_where=text("status = 'pending'"),
@@ -98,6 +99,21 @@ class ProviderState(Base):
     next_call_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
 
 
+class ProviderSlot(Base):
+    """Room for one call in flight to the provider behind an extension, over all replicas.
+
+    lease_until: how long the call that has it can last. Background runs take the numbers below
+    the half only. On SQLite, with its one process, there are none.
+    """
+
+    __tablename__ = "provider_slots"
+
+    extension: Mapped[str] = mapped_column(Text, primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True)
+    lease_until: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    lease_owner: Mapped[str | None] = mapped_column(Text)
+
+
 class ExtensionUsage(Base):
     """Counts of one UTC day. refused: calls that the monthly cap held back."""
 
@@ -112,5 +128,6 @@ class ExtensionUsage(Base):
 
 answers: Table = ProviderAnswer.__table__  # type: ignore[assignment]
 provider_states: Table = ProviderState.__table__  # type: ignore[assignment]
+slots: Table = ProviderSlot.__table__  # type: ignore[assignment]
 usage: Table = ExtensionUsage.__table__  # type: ignore[assignment]
 runs: Table = ExtensionRun.__table__  # type: ignore[assignment]

@@ -83,10 +83,18 @@ class NotConfigured(Exception):
 
 @dataclass(frozen=True, slots=True)
 class CallLimits:
-    """What every provider must keep to. The caller enforces `timeout_seconds` as well."""
+    """What every provider must keep to. The caller enforces `timeout_seconds` as well.
+
+    concurrency: calls in flight, over all replicas.
+    """
 
     timeout_seconds: float
     concurrency: int
+
+    @property
+    def background_slots(self) -> int:
+        """Background work leaves the other half to requests."""
+        return max(1, self.concurrency // 2)
 
 
 class Provider(Protocol):

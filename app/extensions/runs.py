@@ -8,7 +8,7 @@ from sqlalchemy import Row, Select, bindparam, func, insert, select, update
 
 from app import jobs
 from app.db import Tx
-from app.extensions.calls import callable_now
+from app.extensions.calls import CallPolicy, callable_now, calls_left
 from app.extensions.models import FAILED, SUCCESS, runs
 from app.extensions.outcomes import Failed, NotNow, Outcome, Succeeded, TryAgain
 from app.extensions.provider import Reason
@@ -74,14 +74,47 @@ def latest_numbers(tx: Tx, version_id: str) -> dict[str, int]:
     return _by_extension(tx, latest.group_by(runs.c.extension))
 
 
-def claim_runs(tx: Tx, owner: str, limits: dict[str, int]) -> list[Row[Any]]:
-    """Due runs, at most so many of each extension. Taken over, so their end gets a webhook."""
+def claim_runs(tx: Tx, owner: str, limits: dict[str, int], background_slots: int) -> list[Row[Any]]:
+    """Due runs, at most so many of each extension. Taken over, so their end gets a webhook.
+
+    background_slots: how many calls of an extension the background makes at once, over all
+    replicas.
+    """
     return [
         row
-        for extension, limit in callable_now(tx, limits).items()
+        for extension, limit in callable_now(tx, limits, background_slots).items()
         if limit > 0
         for row in jobs.claim(tx, runs, owner, limit, runs.c.extension == extension, announced=True)
     ]
+
+
+def resume_runs(tx: Tx, policy: CallPolicy) -> None:
+    """Makes runs due that wait for the next month, as far as the cap allows calls by now.
+
+    The oldest first. Their deadline comes nearer by what they need not wait any longer.
+    """
+    most = calls_left(tx, policy, tx.clock.wall().date()) if policy.monthly_calls else None
+    if most is not None and most <= 0:
+        return
+    waiting = (
+        select(runs.c.id)
+        .where(
+            runs.c.status == jobs.PENDING,
+            runs.c.extension == policy.extension,
+            runs.c.reason == Reason.BUDGET,
+            runs.c.lease_until.is_(None),
+            runs.c.due_at > tx.now(),
+        )
+        .order_by(runs.c.created_at)
+        .limit(most)
+        .with_for_update(skip_locked=True)
+        .cte("waiting")
+    )
+    tx.execute(
+        update(runs)
+        .where(runs.c.id.in_(select(waiting.c.id)))
+        .values(due_at=tx.now(), expires_at=runs.c.expires_at - (runs.c.due_at - tx.now()))
+    )
 
 
 def finish_run(tx: Tx, run_id: str, attempt: int, outcome: Outcome) -> Row[Any] | None:

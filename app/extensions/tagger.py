@@ -10,13 +10,14 @@ import structlog
 from app import metrics
 from app.db import Database
 from app.extensions.calls import (
-    HELD_RETRY_SECONDS,
     Admission,
     CallPolicy,
     Granted,
     Held,
+    NoSlot,
     TooSoon,
     admit,
+    make_slots,
     record_answer,
     record_failure,
     reuse_answer,
@@ -41,9 +42,8 @@ from app.settings import Settings, SettingsError
 log = structlog.get_logger(__name__)
 
 OFF = "off"
-HELD_LOOK_SECONDS = 0.1
-# A call ends at its deadline; the record of it takes no longer than this.
-RECORD_SECONDS = 5.0
+LOOK_SECONDS = 0.1
+RETRY_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,8 @@ class Unavailable:
 
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """What stands behind one extension. slots: calls in flight from this process."""
+    """What stands behind one extension. slots: calls in flight from this process, or about to be;
+    on PostgreSQL all processes together make no more."""
 
     provider: Provider
     policy: CallPolicy
@@ -86,8 +87,13 @@ class Tagger:
         self._backends = backends
         self._limits = limits
         self._owner = owner
-        # Background work leaves the other half to requests.
-        self.background_slots = max(1, limits.concurrency // 2)
+        self.background_slots = limits.background_slots
+
+    @property
+    def policies(self) -> list[CallPolicy]:
+        """Of the extensions that a provider stands behind."""
+        backends = self._backends.values()
+        return [each.policy for each in backends if not isinstance(each, Unavailable)]
 
     @property
     def extensions(self) -> list[str]:
@@ -113,8 +119,8 @@ class Tagger:
         """One attempt, all its failures told as an outcome.
 
         picture: gives the provider copy; shared by the runs of one request. can_wait: somebody
-        ends the wait for another's call, or for the rate, when it takes too long. on_start: called
-        when a slot is free and the call itself begins.
+        ends the wait for another's call, for a slot, or for the rate, when it takes too long; if
+        nobody does, the run is in the background. on_start: called when the call itself begins.
         """
         backend = self._backends[request.extension]
         if isinstance(backend, Unavailable):
@@ -124,26 +130,23 @@ class Tagger:
         except ImageUnreadable as error:
             return Failed(Reason.IMAGE_UNREADABLE, f"The image cannot be read: {error}")
         while True:
-            outcome = await self._try(backend, request, image, on_start)
-            if isinstance(outcome, TooSoon | Held):
-                if not can_wait:
-                    seconds = (
-                        outcome.seconds if isinstance(outcome, TooSoon) else HELD_RETRY_SECONDS
-                    )
-                    return NotNow(seconds, Reason.UNAVAILABLE, "The run waits for its turn.")
-                await asyncio.sleep(
-                    outcome.seconds if isinstance(outcome, TooSoon) else HELD_LOOK_SECONDS
-                )
-                continue
-            return outcome
+            outcome = await self._try(backend, request, image, can_wait, on_start)
+            if not isinstance(outcome, TooSoon | Held | NoSlot):
+                return outcome
+            look_again = LOOK_SECONDS if can_wait else RETRY_SECONDS
+            seconds = outcome.seconds if isinstance(outcome, TooSoon) else look_again
+            if not can_wait:
+                return NotNow(seconds, Reason.UNAVAILABLE, "The run waits for its turn.")
+            await asyncio.sleep(seconds)
 
     async def _try(
         self,
         backend: Backend,
         request: TaggingRequest,
         image: ProviderCopy,
+        can_wait: bool,
         on_start: Callable[[], None],
-    ) -> Outcome | TooSoon | Held:
+    ) -> Outcome | TooSoon | Held | NoSlot:
         """The stored answer if there is one, else a call if one may be made now."""
         if not backend.provider.is_billed:
             async with backend.slots:
@@ -157,14 +160,14 @@ class Tagger:
             metrics.reused_answers.labels(backend.provider.name).inc()
             return _succeeded(request, known, backend.provider.name, 0)
         async with backend.slots:
-            admission = await self._admit(backend.policy, key)
+            admission = await self._admit_to_slot(backend.policy, key, can_wait)
             if isinstance(admission, Answer):
                 metrics.reused_answers.labels(backend.provider.name).inc()
                 return _succeeded(request, admission, backend.provider.name, 0)
             if not isinstance(admission, Granted):
                 return admission
             on_start()
-            return await self._billed_call(backend, request, image, key, admission)
+            return await self._billed_call(backend, request, image, admission)
 
     async def _stored(self, backend: Backend, key: str) -> Answer | Held | None:
         """Looked up before a slot is taken, so that a provider that hangs delays no reuse."""
@@ -175,15 +178,25 @@ class Tagger:
             return await self._db.write(reuse_answer, backend.policy, key)
         return known
 
-    async def _admit(self, policy: CallPolicy, key: str) -> Admission:
-        """Undone if cancelled meanwhile: the claim and the unit would be nobody's."""
-        admitting = asyncio.ensure_future(self._db.write(admit, policy, key, self._owner))
+    async def _admit_to_slot(self, policy: CallPolicy, key: str, can_wait: bool) -> Admission:
+        """Whoever waits for other processes keeps its own slot, so that few ask the database."""
+        admission = await self._admit(policy, key, in_background=not can_wait)
+        while can_wait and isinstance(admission, NoSlot):
+            await asyncio.sleep(LOOK_SECONDS)
+            admission = await self._admit(policy, key, in_background=False)
+        return admission
+
+    async def _admit(self, policy: CallPolicy, key: str, *, in_background: bool) -> Admission:
+        """Undone if cancelled meanwhile: the claim, the slot and the unit would be nobody's."""
+        admitting = asyncio.ensure_future(
+            self._db.write(admit, policy, key, self._owner, in_background=in_background)
+        )
         try:
             return await asyncio.shield(admitting)
         except asyncio.CancelledError:
             admission = await admitting
             if isinstance(admission, Granted):
-                await self._db.write(withdraw, policy, key, self._owner, admission)
+                await self._db.write(withdraw, policy, admission)
             raise
 
     async def _billed_call(
@@ -191,25 +204,24 @@ class Tagger:
         backend: Backend,
         request: TaggingRequest,
         image: ProviderCopy,
-        key: str,
         granted: Granted,
     ) -> Outcome:
         """The call and the record of it; shielded, since a call that is paid for is kept."""
         error: ProviderError | None = None
-        policy, owner = backend.policy, self._owner
+        policy = backend.policy
         started = time.monotonic()
         try:
             answer = await self._detect(backend.provider, image)
         except ProviderError as failure:
             error = failure
         except asyncio.CancelledError:
-            await self._db.write(record_failure, policy, key, owner, granted, None)
+            await self._db.write(record_failure, policy, granted, None)
             raise
         elapsed_ms = _elapsed_ms(started)
         if error is not None:
-            await self._db.write(record_failure, policy, key, owner, granted, error)
+            await self._db.write(record_failure, policy, granted, error)
             return self._unsuccessful(backend, error, elapsed_ms)
-        await self._db.write(record_answer, policy, key, owner, answer)
+        await self._db.write(record_answer, policy, granted, answer)
         return _succeeded(request, answer, backend.provider.name, elapsed_ms)
 
     async def _call(
@@ -287,7 +299,7 @@ async def open_tagger(settings: Settings, images: ImagePool, db: Database, owner
     """Opens the provider that the settings name for each extension."""
     limits = CallLimits(settings.provider_timeout_seconds, settings.provider_concurrency)
     opened = await asyncio.gather(
-        *(_open_backend(choice, settings, limits, images) for choice in _choices(settings))
+        *(_open_backend(choice, settings, limits, images, db) for choice in _choices(settings))
     )
     backends = dict(zip((GOOGLE, AWS), opened, strict=True))
     return Tagger(db, backends, limits, owner)
@@ -324,7 +336,7 @@ def _choices(settings: Settings) -> list[_Choice]:
 
 
 async def _open_backend(
-    choice: _Choice, settings: Settings, limits: CallLimits, images: ImagePool
+    choice: _Choice, settings: Settings, limits: CallLimits, images: ImagePool, db: Database
 ) -> Backend | Unavailable:
     extension, name = choice.extension, choice.provider
     if name == OFF:
@@ -346,9 +358,11 @@ async def _open_backend(
         extension,
         f"{name}:{provider.ANSWER_VERSION}",
         settings.result_ttl_days * 86400,
-        limits.timeout_seconds + RECORD_SECONDS,
-        choice.monthly_calls,
+        limits,
+        choice.monthly_calls if provider.is_billed else 0,
         choice.calls_per_second,
         settings.budget_exhausted,
     )
+    if provider.is_billed:
+        await db.write(make_slots, policy)
     return Backend(provider, policy, asyncio.Semaphore(limits.concurrency))

@@ -340,7 +340,9 @@ class FileTagging:
             extension: self._tagger.background_slots - self._in_background[extension]
             for extension in self._tagger.extensions
         }
-        claimed = await self._db.write(claim_runs, self.owner, limits)
+        claimed = await self._db.write(
+            claim_runs, self.owner, limits, self._tagger.background_slots
+        )
         self._in_background.update(run.extension for run in claimed)
         return claimed
 

@@ -10,7 +10,19 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import orjson
-from sqlalchemy import ColumnElement, Row, ScalarSelect, Select, insert, literal, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Exists,
+    Row,
+    ScalarSelect,
+    Select,
+    exists,
+    insert,
+    literal,
+    or_,
+    select,
+    update,
+)
 
 from app import jobs
 from app.db import Tx
@@ -101,20 +113,18 @@ def due_hosts_behind(tx: Tx, host: str, full: Sequence[str]) -> Select[tuple[str
     """
     hosts = select(_next_host(literal(host)).label("host")).cte("hosts", recursive=True)
     hosts = hosts.union_all(select(_next_host(hosts.c.host)).where(hosts.c.host.is_not(None)))
-    oldest_due_at = (
-        select(deliveries.c.due_at)
-        .where(
-            deliveries.c.status == jobs.PENDING,
-            deliveries.c.host == hosts.c.host,
-            jobs.is_free(tx, deliveries),
-        )
-        .order_by(deliveries.c.due_at)
-        .limit(1)
-        .scalar_subquery()
+    now = select(tx.now()).scalar_subquery()
+    at_rest = _has_pending(
+        hosts.c.host, deliveries.c.lease_until.is_(None), deliveries.c.due_at <= now
     )
+    lost = _has_pending(hosts.c.host, deliveries.c.lease_until < now)
     return select(hosts.c.host).where(
-        hosts.c.host.is_not(None), hosts.c.host.not_in(full), oldest_due_at <= tx.now()
+        hosts.c.host.is_not(None), hosts.c.host.not_in(full), or_(at_rest, lost)
     )
+
+
+def _has_pending(host: ColumnElement[str], *where: ColumnElement[bool]) -> Exists:
+    return exists().where(deliveries.c.status == jobs.PENDING, deliveries.c.host == host, *where)
 
 
 def _next_host(host: ColumnElement[str]) -> ScalarSelect[str]:

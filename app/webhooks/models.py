@@ -26,7 +26,7 @@ class WebhookDelivery(Leased, Base):
         Index(None, "status", "created_at", "id"),
         # Not partial: SQLite would rather take the index above, PostgreSQL could not take `status`
         # from it, and either would read all rows of a host to find the next host.
-        Index("ix_webhook_deliveries_due", "status", "host", "due_at"),
+        Index("ix_webhook_deliveries_due", "status", "host", "lease_until", "due_at"),
         Index(
             "ix_webhook_deliveries_next_due",
             "status",

@@ -197,7 +197,9 @@ class _Handler(BaseHTTPRequestHandler):
         script = self.server.script
         if script.reply is not None:
             return script.reply
-        labels = [_label(*label) for label in _chosen(script.labels, call.parameters)]
+        labels = [
+            _label(*label) for label in _chosen(script.labels_of(call.image), call.parameters)
+        ]
         return json.dumps({"Labels": labels, "LabelModelVersion": "3.0"}).encode()
 
     def _drip(self, *, headers: bool) -> None:

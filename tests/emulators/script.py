@@ -1,7 +1,9 @@
 """What the emulated vendors have in common: how a test says what they answer, and sees what came.
 
 vendor.labels = [("Cat", 98.5)]     # percent, with both vendors
+vendor.labels_of = function           # of the image's bytes, in place of `labels`
 vendor.faults.extend(["throttle"])  # one call each, in order; then `fault`, which stands
+vendor.fault_of = function            # of the image's bytes, called once for each call
 vendor.delay_seconds = 0.2          # before every reply
 vendor.hold(); ...; vendor.release()  # no reply leaves in between
 """
@@ -29,6 +31,7 @@ class Script:
     """Thread-safe as far as tests need: they write, the server's threads read.
 
     fault: stands for every call that finds no one-shot fault in `faults`. None: answers well.
+    fault_of: says which fault a call gets that would have none; one call at a time.
     retry_after: seconds, sent beside any error that the vendor reports.
     reply: raw bytes of a whole successful reply, sent in place of `labels`.
     gate: replies pass while it is set.
@@ -37,6 +40,8 @@ class Script:
     def __init__(self) -> None:
         self.labels: list[tuple[str, float]] = [("Cat", 98.5), ("Animal", 97.25)]
         self.delay_seconds = 0.0
+        self.labels_of: Callable[[bytes], list[tuple[str, float]]] = lambda image: self.labels
+        self.fault_of: Callable[[bytes], str | None] = lambda image: None
         self.faults: deque[str] = deque()
         self.fault: str | None = None
         self.retry_after: float | None = None
@@ -84,6 +89,7 @@ class Script:
             self.in_flight += 1
             self.max_in_flight = max(self.max_in_flight, self.in_flight)
             fault = self.faults.popleft() if self.faults else self.fault
+            fault = fault or self.fault_of(call.image)
         try:
             yield fault
         finally:

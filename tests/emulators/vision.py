@@ -143,7 +143,7 @@ class VisionEmulator(Script):
             return AnnotateImageResponse(error=error)
         if fault == "inner_error" or not _is_readable(request.image.content):
             return AnnotateImageResponse(error=self._status("INVALID_ARGUMENT", "Bad image data."))
-        best_first = sorted(self.labels, key=lambda label: -label[1])
+        best_first = sorted(self.labels_of(request.image.content), key=lambda label: -label[1])
         annotations = [
             EntityAnnotation(mid=f"/m/{number}", description=name, score=score, topicality=score)
             for number, (name, percent) in enumerate(best_first[: _max_results(request)])

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
@@ -13,7 +13,7 @@ from typing import Any
 
 import httpx
 import pytest
-from sqlalchemy import delete, insert, select, update
+from sqlalchemy import Row, delete, insert, select, update
 
 from app.clock import Clock
 from app.db import Tx
@@ -22,17 +22,20 @@ from app.extensions.calls import (
     CallPolicy,
     Granted,
     Held,
+    NoSlot,
     TooSoon,
     admit,
     callable_now,
     forget_expired_answers,
+    make_slots,
     record_answer,
     record_failure,
 )
-from app.extensions.models import answers, provider_states, runs, usage
+from app.extensions.models import answers, provider_states, runs, slots, usage
 from app.extensions.outcomes import Failed, NotNow
-from app.extensions.provider import Answer, Label, ProviderError, Reason
+from app.extensions.provider import Answer, CallLimits, Label, ProviderError, Reason
 from app.extensions.providers.vision import Vision
+from app.extensions.runs import resume_runs
 from app.extensions.tagger import TaggingRequest
 from app.images import ProviderCopy
 from app.settings import BudgetExhausted
@@ -42,6 +45,7 @@ from tests.emulators.receiver import Receiver
 from tests.emulators.rekognition import RekognitionEmulator
 from tests.emulators.vision import VisionEmulator
 from tests.server import LoupeServer
+from tests.test_db import on_postgres, on_sqlite
 
 GOOGLE = "google-auto-tagging"
 AWS = "aws-auto-tagging"
@@ -327,12 +331,13 @@ def test_late_answer_of_a_process_that_lost_its_claim_is_not_kept(server: LoupeS
         tx.execute(update(answers).values(lease_until=tx.now(-1)))
         return granted
 
+    server.write(lambda tx: make_slots(tx, POLICY))
     granted = server.write(claim_with_lease)
     assert isinstance(server.write(lambda tx: admit(tx, POLICY, "key", "other")), Granted)
     late = Answer([Label("Late", 50.0)])
-    server.write(lambda tx: record_answer(tx, POLICY, "key", "frozen", late))
+    server.write(lambda tx: record_answer(tx, POLICY, granted, late))
     error = ProviderError(Reason.TIMEOUT, "Late.")
-    server.write(lambda tx: record_failure(tx, POLICY, "key", "frozen", granted, error))
+    server.write(lambda tx: record_failure(tx, POLICY, granted, error))
     (row,) = server.rows(select(answers))
     assert (row.labels, row.lease_owner) == (None, "other")
 
@@ -523,6 +528,110 @@ def test_wait_for_the_next_month_does_not_count_against_the_24_hours(
     assert abs(run.expires_at - run.due_at - timedelta(hours=24)) < a_minute
 
 
+JANUARY = datetime(2030, 1, 10, tzinfo=UTC)
+
+
+def waiting_for_february(serve: Serve, *, count: int) -> None:
+    """One call is made and all others are put off; then the server stops."""
+    server = serve(
+        clock=MovedClock(JANUARY),
+        google_auto_tagging="vision",
+        google_monthly_calls=1,
+        sync_budget_seconds=LONG,
+    )
+    assert [upload(server, n)["extensionStatus"] for n in range(1 + count)] == [
+        DONE,
+        *[WAITS] * count,
+    ]
+    server.stop()
+
+
+@pytest.mark.parametrize("cap", [{"google_monthly_calls": 3}, {"google_monthly_calls": 0}])
+def test_raised_cap_makes_waiting_runs_due_at_the_next_start(
+    serve: Serve, vision: VisionEmulator, cap: dict[str, int]
+) -> None:
+    waiting_for_february(serve, count=2)
+    server = serve(clock=MovedClock(JANUARY), google_auto_tagging="vision", **cap)
+    until(lambda: statuses(server) == {"success"})
+    assert len(vision.calls) == 3
+    assert used(server)[0] == 3
+    for run in server.rows(select(runs)):
+        assert abs(run.expires_at - run.created_at - timedelta(hours=24)) < timedelta(minutes=2)
+
+
+def test_cap_of_another_provider_holds_no_run_back(serve: Serve, vision: VisionEmulator) -> None:
+    waiting_for_february(serve, count=2)
+    server = serve(clock=MovedClock(JANUARY), google_auto_tagging="local", google_monthly_calls=1)
+    until(lambda: statuses(server) == {"success"})
+    assert len(vision.calls) == 1
+
+
+def test_cap_that_is_not_raised_leaves_runs_waiting(serve: Serve, vision: VisionEmulator) -> None:
+    waiting_for_february(serve, count=2)
+    server = serve(clock=MovedClock(JANUARY), google_auto_tagging="vision", google_monthly_calls=1)
+    time.sleep(1.5)  # its background has looked
+    assert used(server) == (1, 0, 2)
+    for run in server.rows(select(runs).where(runs.c.status == "pending")):
+        assert run.due_at - run.created_at > timedelta(days=21)
+        assert run.expires_at - run.created_at > timedelta(days=22)
+
+
+def test_cap_that_is_raised_a_little_lets_the_oldest_runs_go(
+    serve: Serve, vision: VisionEmulator
+) -> None:
+    waiting_for_february(serve, count=3)
+    server = serve(clock=MovedClock(JANUARY), google_auto_tagging="vision", google_monthly_calls=3)
+    vision.wait_for_calls(3)
+    until(lambda: [run.status for run in oldest_first(server)] == ["success"] * 3 + ["pending"])
+    assert used(server) == (3, 0, 3)  # the one left is not refused again
+
+
+def test_time_that_a_run_has_waited_for_the_month_does_not_count_when_the_cap_is_raised(
+    server: LoupeServer,
+) -> None:
+    """Put off 10 days ago for 22, with 5 of its 24 hours left."""
+
+    def resume(tx: Tx) -> None:
+        now, due_at, expires_at = tx.execute(
+            select(tx.now(), tx.now(12 * 86400), tx.now(12 * 86400 + 5 * 3600))
+        ).one()
+        put_run(tx, "waiting", created_at=now, due_at=due_at, expires_at=expires_at)
+        put_run(tx, "other", created_at=now, due_at=due_at, expires_at=expires_at, reason="other")
+        resume_runs(tx, POLICY)
+
+    server.write(resume)
+    rows = {run.id: run for run in server.rows(select(runs))}
+    assert rows["waiting"].expires_at - rows["waiting"].due_at == pytest.approx(
+        timedelta(hours=5), abs=timedelta(seconds=1)
+    )
+    assert rows["waiting"].due_at - rows["waiting"].created_at < timedelta(minutes=1)
+    assert rows["other"].due_at - rows["other"].created_at > timedelta(days=11)
+
+
+def put_run(tx: Tx, run_id: str, **values: Any) -> None:
+    """A run that waits."""
+    columns = {
+        "id": run_id,
+        "file_id": run_id,
+        "version_id": run_id,
+        "extension": GOOGLE,
+        "number": 1,
+        "min_confidence": 0,
+        "max_tags": 1,
+        "announced": True,
+        "status": "pending",
+        "reason": "budget",
+        "attempts": 0,
+        "garbled_replies": 0,
+        "request_id": "r",
+    }
+    tx.execute(insert(runs).values(**{**columns, **values}))
+
+
+def oldest_first(server: LoupeServer) -> Sequence[Row[Any]]:
+    return server.rows(select(runs).order_by(runs.c.created_at))
+
+
 # The rate
 
 
@@ -548,10 +657,187 @@ def test_calls_beyond_the_rate_go_on_in_the_background(
     assert {run.attempts for run in server.rows(select(runs))} <= {1, 2}
 
 
+# Slots
+
+
+def test_calls_in_flight_keep_to_the_concurrency_over_all_replicas(
+    serve: Serve, database_url: str, vision: VisionEmulator
+) -> None:
+    servers = replicas(serve, database_url, provider_concurrency=3, sync_budget_seconds=LONG)
+    vision.delay_seconds = 0.2
+    assert upload_all(servers, list(range(12))) == [DONE] * 12
+    assert vision.max_in_flight == 3
+    assert len(vision.calls) == 12
+    assert held_slots(servers[0]) == []
+
+
+def test_requests_that_find_no_slot_in_their_budget_are_finished_in_the_background(
+    serve: Serve, database_url: str, vision: VisionEmulator
+) -> None:
+    servers = replicas(serve, database_url, provider_concurrency=2, sync_budget_seconds=0.5)
+    vision.hold()
+    assert upload_all(servers, list(range(6))) == [WAITS] * 6
+    assert len(vision.calls) == 2
+    time.sleep(1.5)  # the background looks, and finds no slot either
+    assert len(vision.calls) == 2
+    vision.release()
+    until(lambda: statuses(servers[0]) == {"success"})
+    assert vision.max_in_flight == 2
+    assert len(vision.calls) == 6
+
+
+@on_postgres
+def test_background_takes_half_of_the_slots_over_all_replicas_and_requests_find_the_rest(
+    serve: Serve, database_url: str, vision: VisionEmulator
+) -> None:
+    servers = replicas(serve, database_url, provider_concurrency=4, sync_budget_seconds=0)
+    patient = serve(google_auto_tagging="vision", provider_concurrency=4, sync_budget_seconds=LONG)
+    vision.hold()
+    for number in range(8):
+        upload(servers[number % 2], number)
+    vision.wait_for_calls(2)
+    time.sleep(1.5)  # three processes have looked for more
+    assert len(vision.calls) == 2
+    with ThreadPoolExecutor(3) as pool:
+        asked = [pool.submit(upload, patient, number) for number in range(8, 11)]
+        vision.wait_for_calls(4)
+        vision.release()
+        assert [each.result(LONG)["extensionStatus"] for each in asked] == [DONE] * 3
+    until(lambda: statuses(patient) == {"success"})
+    assert vision.max_in_flight == 4
+    assert len(vision.calls) == 11
+
+
+@on_postgres
+def test_run_that_finds_no_slot_in_the_background_is_put_off_and_leaves_nothing(
+    serve: Serve, vision: VisionEmulator
+) -> None:
+    server = serve(google_auto_tagging="vision", provider_concurrency=2)
+    server.write(hold_all_slots)
+    outcome = server.run(server.resources.tagger.attempt(TaggingRequest(GOOGLE, 5, 3), a_copy))
+    assert isinstance(outcome, NotNow)
+    assert not outcome.extends_deadline
+    assert vision.calls == []
+    assert used(server) == (0, 0, 0)
+    assert server.rows(select(answers)) == []
+
+
+@on_postgres
+def test_background_claims_no_more_runs_than_there_are_free_slots(server: LoupeServer) -> None:
+    calls = Calls(server, concurrency=6)
+    assert calls.background_may_make() == 3
+    granted = [calls.start(in_background=True) for _ in range(3)]
+    assert [each.slot.number for each in granted if each.slot] == [2, 1, 0]
+    assert isinstance(calls.ask(in_background=True), NoSlot)
+    assert calls.background_may_make() == 0
+    requests = [calls.start() for _ in range(3)]
+    assert [each.slot.number for each in requests if each.slot] == [5, 4, 3]
+    assert isinstance(calls.ask(), NoSlot)
+    calls.end(granted[0])
+    assert calls.background_may_make() == 1
+
+
+@on_postgres
+def test_extension_without_slots_is_claimed_up_to_its_limit(server: LoupeServer) -> None:
+    assert server.write(lambda tx: callable_now(tx, {AWS: 3}, 3)) == {AWS: 3}
+
+
+@on_postgres
+def test_slot_of_a_dead_process_is_free_when_its_call_can_last_no_longer(
+    serve: Serve, vision: VisionEmulator
+) -> None:
+    server = serve(google_auto_tagging="vision", provider_concurrency=1, sync_budget_seconds=LONG)
+    server.write(lambda tx: hold_all_slots(tx, seconds=1))
+    started = time.monotonic()
+    assert upload(server)["extensionStatus"] == DONE
+    assert time.monotonic() - started > 0.8
+
+
+@on_postgres
+def test_call_that_outlived_its_slot_does_not_free_it_for_the_next_one(
+    server: LoupeServer,
+) -> None:
+    calls = Calls(server, concurrency=1)
+    late = calls.start()
+    server.write(lambda tx: hold_all_slots(tx, seconds=-1))
+    calls.start()
+    calls.end(late)
+    assert isinstance(calls.ask(), NoSlot)
+
+
+@on_postgres
+def test_replicas_that_disagree_take_slots_up_to_their_own_number(server: LoupeServer) -> None:
+    few, many = Calls(server, concurrency=1), Calls(server, concurrency=3)
+    few.start()
+    assert isinstance(few.ask(), NoSlot)
+    assert [type(many.ask()) for _ in range(3)] == [Granted, Granted, NoSlot]
+
+
+@on_postgres
+def test_server_that_stops_leaves_no_slot_taken(serve: Serve, vision: VisionEmulator) -> None:
+    other = serve()
+    server = serve(google_auto_tagging="vision", sync_budget_seconds=0.5)
+    vision.hold()
+    assert upload(server)["extensionStatus"] == WAITS
+    assert len(held_slots(other)) == 1
+    server.stop()
+    assert held_slots(other) == []
+
+
+@on_sqlite
+def test_one_process_has_no_slots(serve: Serve, vision: VisionEmulator) -> None:
+    server = serve(google_auto_tagging="vision", sync_budget_seconds=LONG)
+    assert upload(server)["extensionStatus"] == DONE
+    assert server.rows(select(slots)) == []
+
+
+class Calls:
+    """Calls to one provider, each about another picture."""
+
+    def __init__(self, server: LoupeServer, *, concurrency: int) -> None:
+        self._server = server
+        self._limits = CallLimits(10, concurrency)
+        self._policy = replace(POLICY, limits=self._limits)
+        server.write(lambda tx: make_slots(tx, self._policy))
+
+    def ask(self, *, in_background: bool = False) -> Admission:
+        key = f"key {next(_NUMBERS)}"
+        return self._server.write(
+            lambda tx: admit(tx, self._policy, key, "owner", in_background=in_background)
+        )
+
+    def start(self, *, in_background: bool = False) -> Granted:
+        granted = self.ask(in_background=in_background)
+        assert isinstance(granted, Granted)
+        return granted
+
+    def end(self, granted: Granted) -> None:
+        self._server.write(lambda tx: record_answer(tx, self._policy, granted, Answer([])))
+
+    def background_may_make(self) -> int:
+        slots = self._limits.background_slots
+        return self._server.write(lambda tx: callable_now(tx, {GOOGLE: slots}, slots))[GOOGLE]
+
+
+async def a_copy() -> ProviderCopy:
+    return ProviderCopy(picture(), 90, 90, 90, 90, 0.0)
+
+
+def hold_all_slots(tx: Tx, *, seconds: float = 3600) -> None:
+    """As if calls of other processes were under way."""
+    tx.execute(update(slots).values(lease_until=tx.now(seconds), lease_owner="others"))
+
+
+def held_slots(server: LoupeServer) -> list[int]:
+    held = select(slots.c.number).where(slots.c.lease_owner.is_not(None))
+    return [row.number for row in server.rows(held)]
+
+
 # The breaker
 
 _NUMBERS = count()
-POLICY = CallPolicy(GOOGLE, "vision:1", 3600, 15, 0, 0, BudgetExhausted.PENDING)
+LIMITS = CallLimits(timeout_seconds=10, concurrency=40)
+POLICY = CallPolicy(GOOGLE, "vision:1", 3600, LIMITS, 0, 0, BudgetExhausted.PENDING)
 
 
 class Breaker:
@@ -560,6 +846,7 @@ class Breaker:
     def __init__(self, server: LoupeServer, policy: CallPolicy = POLICY) -> None:
         self._server = server
         self._policy = policy
+        server.write(lambda tx: make_slots(tx, policy))
 
     def ask(self) -> Admission:
         key = f"key {next(_NUMBERS)}"
@@ -568,12 +855,12 @@ class Breaker:
     def fail(self, granted: Admission, reason: Reason = Reason.UNAVAILABLE) -> None:
         assert isinstance(granted, Granted)
         error = ProviderError(reason, "It failed.")
-        self._server.write(
-            lambda tx: record_failure(tx, self._policy, "any", "owner", granted, error)
-        )
+        self._server.write(lambda tx: record_failure(tx, self._policy, granted, error))
 
     def succeed(self) -> None:
-        self._server.write(lambda tx: record_answer(tx, self._policy, "any", "owner", Answer([])))
+        granted = self.ask()
+        assert isinstance(granted, Granted)
+        self._server.write(lambda tx: record_answer(tx, self._policy, granted, Answer([])))
 
     def cool_down(self) -> None:
         """As if the time until the next probe were over."""
@@ -590,8 +877,8 @@ class Breaker:
         (state,) = self._server.rows(select(provider_states))
         return state.opened_until is not None
 
-    def callable(self, slots: int = 8) -> int:
-        return self._server.write(lambda tx: callable_now(tx, {GOOGLE: slots}))[GOOGLE]
+    def callable(self) -> int:
+        return self._server.write(lambda tx: callable_now(tx, {GOOGLE: 8}, 8))[GOOGLE]
 
 
 @pytest.fixture
@@ -634,7 +921,6 @@ def test_cool_down_doubles_from_2_to_30_seconds_with_one_probe_each(breaker: Bre
         assert breaker.callable() == 0
         breaker.fail(probe)
     breaker.cool_down()
-    assert isinstance(breaker.ask(), Granted)
     breaker.succeed()
     assert not breaker.is_open
     assert breaker.callable() == 8
@@ -685,10 +971,12 @@ def test_admission_tells_a_held_call_from_a_stored_answer(server: LoupeServer) -
     def ask(tx: Tx) -> Admission:
         return admit(tx, POLICY, "key", "owner")
 
-    assert isinstance(server.write(ask), Granted)
+    server.write(lambda tx: make_slots(tx, POLICY))
+    granted = server.write(ask)
+    assert isinstance(granted, Granted)
     assert isinstance(server.write(ask), Held)
     answer = Answer([Label("Cat", 98.5)], "3.0")
-    server.write(lambda tx: record_answer(tx, POLICY, "key", "owner", answer))
+    server.write(lambda tx: record_answer(tx, POLICY, granted, answer))
     assert server.write(ask) == answer
 
 

@@ -79,7 +79,7 @@ class Runs:
 
         def claim(tx: Tx) -> list[Row[Any]]:
             tx.execute(update(runs).values(due_at=tx.now(-1), lease_until=None))
-            return transactions.claim_runs(tx, owner, {GOOGLE: 100, AWS: 100})
+            return transactions.claim_runs(tx, owner, {GOOGLE: 100, AWS: 100}, 8)
 
         found: list[Row[Any]] = self.write(claim)
         return found
@@ -239,7 +239,7 @@ def test_each_extension_is_claimed_up_to_its_own_limit(store: Runs) -> None:
 
     def claim(tx: Tx) -> list[str]:
         tx.execute(update(runs).values(lease_until=None))
-        claimed = transactions.claim_runs(tx, "other", {GOOGLE: 2, AWS: 0})
+        claimed = transactions.claim_runs(tx, "other", {GOOGLE: 2, AWS: 0}, 8)
         return [run.extension for run in claimed]
 
     assert store.write(claim) == [GOOGLE, GOOGLE]
@@ -279,7 +279,7 @@ def test_runs_given_back_are_free_at_once_and_an_ended_one_stays_ended(store: Ru
     store.write(lambda tx: transactions.announce(tx, [google, aws], [google, aws]))
     assert (store.row(aws).lease_until, store.row(aws).lease_owner) == (None, None)
     assert store.row(google).status == "failed"
-    claimed = store.write(lambda tx: transactions.claim_runs(tx, "other", {GOOGLE: 9, AWS: 9}))
+    claimed = store.write(lambda tx: transactions.claim_runs(tx, "other", {GOOGLE: 9, AWS: 9}, 8))
     assert [run.id for run in claimed] == [aws]
 
 

@@ -82,7 +82,7 @@ def scripted(*, timeout_seconds: float = 10, concurrency: int = 16) -> tuple[Tag
     limits = CallLimits(timeout_seconds, concurrency)
     provider = Scripted(GOOGLE, limits, ImagePool())
     off = Unavailable(Reason.OFF, "Off.")
-    policy = CallPolicy(GOOGLE, "scripted:1", 0, 30, 0, 0, BudgetExhausted.PENDING)
+    policy = CallPolicy(GOOGLE, "scripted:1", 0, limits, 0, 0, BudgetExhausted.PENDING)
     backend = Backend(provider, policy, asyncio.Semaphore(concurrency))
     return Tagger(_NoDatabase(), {GOOGLE: backend, AWS: off}, limits, "me"), provider
 

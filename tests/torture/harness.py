@@ -47,6 +47,8 @@ def report(name: str, **counts: Any) -> None:
 class ServerProcess:
     """`python -m app serve` on a fixed loopback port, so that it comes back where it was."""
 
+    command = "serve"
+
     def __init__(self, directory: Path, database_url: str, **settings: str) -> None:
         self.directory = directory
         self.log = directory / "server.log"
@@ -71,7 +73,7 @@ class ServerProcess:
         """prefix: a command that runs the server, as strace does."""
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [*prefix, sys.executable, "-m", "app", "serve"],
+                [*prefix, sys.executable, "-m", "app", self.command],
                 cwd=ROOT,
                 env=self.environment,
                 stdin=subprocess.DEVNULL,
@@ -118,6 +120,24 @@ class ServerProcess:
         if self.process is not None and self.process.poll() is None:
             self.signal(signal.SIGCONT)
             self.kill()
+
+
+class WorkerProcess(ServerProcess):
+    """`python -m app worker`, which nobody can ask whether it is ready but its log."""
+
+    command = "worker"
+
+    def start(self, *prefix: str, wait: bool = True) -> None:
+        self._log_before = self.log.stat().st_size if self.log.exists() else 0
+        super().start(*prefix, wait=wait)
+
+    def wait_until_ready(self, timeout_seconds: float = 60) -> None:
+        def is_ready() -> bool:
+            assert self.process is not None
+            assert self.process.poll() is None, f"the worker ended:\n{self.log_tail()}"
+            return b"worker ready" in self.log.read_bytes()[self._log_before :]
+
+        wait_for(is_ready, "the worker to be ready", timeout_seconds)
 
 
 @contextmanager
