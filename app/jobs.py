@@ -17,6 +17,7 @@ from sqlalchemy import ColumnElement, Row, Table, Text, and_, func, or_, select,
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.db import Database, Tx, UtcDateTime
+from app.notify import notify_due
 
 log = structlog.get_logger(__name__)
 
@@ -105,7 +106,8 @@ def release_leases(tx: Tx, tables: Sequence[Table], owner: str | None = None) ->
     """Gives back what `owner` holds; without an owner, whatever anyone holds."""
     for table in tables:
         held = table.c.lease_owner.is_not(None) if owner is None else table.c.lease_owner == owner
-        tx.execute(update(table).where(held).values(unleased()))
+        if tx.execute(update(table).where(held).values(unleased())).rowcount:
+            notify_due(tx, table)
 
 
 def seconds_to_next_due(tx: Tx, table: Table, *where: ColumnElement[bool]) -> float | None:

@@ -1,9 +1,8 @@
 """The one place of wiring: what a process opens, the web application, and the loops behind it."""
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -42,6 +41,7 @@ from app.ids import new_id
 from app.images import ImagePool
 from app.jobs import DueLoop, keep_leases, release_leases
 from app.keys import Keys, load_keys
+from app.notify import listen
 from app.operations.routes import Operations
 from app.operations.routes import router as operations_router
 from app.outbound import AddressGuard, Outbound
@@ -58,6 +58,8 @@ log = structlog.get_logger(__name__)
 
 _NEVER = datetime.max.replace(tzinfo=UTC)
 _LEASED = (runs, deliveries, answers)
+
+Held = dict[Table, set[str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,80 +97,104 @@ async def open_resources(
 ) -> AsyncIterator[Resources]:
     """Opens everything and runs what is due in the background, until the context ends.
 
-    images: a pool that the caller keeps open. Raises SettingsError.
+    Each step closes what it opened after all that came later. images: a pool that the caller keeps
+    open. Raises SettingsError.
     """
-    async with contextlib.AsyncExitStack() as stack:
-        url = settings.sqlalchemy_url
-        make_directory(settings.data_dir, "LOUPE_DATA_DIR")
-        if is_sqlite(url):
-            stack.callback(ProcessLock(url).release)
-        require_current(url)
-        db = open_database(settings, clock or Clock())
-        stack.push_async_callback(db.close)
+    async with AsyncExitStack() as stack:
         owner = new_id()
-        held: dict[Table, set[str]] = {runs: set(), deliveries: set()}
-        await db.write(release_leases, _LEASED, None if is_sqlite(url) else owner)
-        storage = await open_storage(settings)
-        stack.push_async_callback(storage.close)
-        if is_sqlite(url):
-            # Nobody else writes there; what other replicas may write to, the sweep removes.
-            await asyncio.to_thread(remove_older, storage.staging_dir, _NEVER)
+        held: Held = {runs: set(), deliveries: set()}
+        db = await _open_database(stack, settings, clock or Clock())
+        storage = await _open_storage(stack, settings)
         sweep = Sweep(db, storage)
         await sweep.recognise()
         keys = await load_keys(db, settings)
-        if images is None:
-            images = ImagePool(max_pixels=settings.max_pixels)
-            stack.push_async_callback(images.close)
-            await images.start()
+        images = images or await _open_images(stack, settings)
         tagger = await open_tagger(settings, images, db, owner)
         stack.push_async_callback(tagger.close)
         guard = AddressGuard(settings.webhook_allow_cidrs)
         outbound = await stack.enter_async_context(Outbound(guard))
-        sender = WebhookSender(
-            db,
-            outbound,
-            owner=owner,
-            secret=keys.webhook_secret,
-            schedule=settings.webhook_schedule,
-        )
-        webhook_loop = DueLoop(deliveries, db, sender.take, sender.send, held[deliveries])
-        tagging = FileTagging(
-            db,
-            tagger,
-            images,
-            storage,
-            WebhookRules(
-                settings.webhook_on, settings.webhook_schedule[0], FileUrls(settings.url_endpoint)
-            ),
-            owner=owner,
-            held=held[runs],
-            budget_seconds=settings.sync_budget_seconds,
-            on_delivery=webhook_loop.wake,
-        )
+        webhook_loop = _webhook_loop(settings, db, outbound, keys, owner, held)
+        tagging = _tagging(settings, db, tagger, images, storage, owner, held)
+        tagging.on_delivery = webhook_loop.wake
         run_loop = DueLoop(runs, db, tagging.take, tagging.run_due, held[runs])
         tagging.on_due_run = run_loop.wake
         stack.push_async_callback(_give_back, db, owner)
         stack.push_async_callback(tagging.close)
-        await stack.enter_async_context(
-            _running(
-                run_loop.run(),
-                webhook_loop.run(),
-                keep_leases(db, held, owner),
-                sweep.run(),
-            )
-        )
+        loops = (run_loop, webhook_loop)
+        background = [*(loop.run() for loop in loops), keep_leases(db, held, owner), sweep.run()]
+        if not is_sqlite(settings.sqlalchemy_url):
+            wakers = {runs.name: run_loop.wake, deliveries.name: webhook_loop.wake}
+            background.append(listen(settings.sqlalchemy_url, wakers))
+        await stack.enter_async_context(_running(*background))
         yield Resources(
-            settings,
-            db,
-            storage,
-            keys,
-            images,
-            tagger,
-            guard,
-            outbound,
-            tagging,
-            (run_loop, webhook_loop),
+            settings, db, storage, keys, images, tagger, guard, outbound, tagging, loops
         )
+
+
+async def _open_database(stack: AsyncExitStack, settings: Settings, clock: Clock) -> Database:
+    """On SQLite under the process's lock, so all leases there are of processes that are gone."""
+    url = settings.sqlalchemy_url
+    make_directory(settings.data_dir, "LOUPE_DATA_DIR")
+    if is_sqlite(url):
+        stack.callback(ProcessLock(url).release)
+    require_current(url)
+    db = open_database(settings, clock)
+    stack.push_async_callback(db.close)
+    if is_sqlite(url):
+        await db.write(release_leases, _LEASED)
+    return db
+
+
+async def _open_storage(stack: AsyncExitStack, settings: Settings) -> Storage:
+    storage = await open_storage(settings)
+    stack.push_async_callback(storage.close)
+    if is_sqlite(settings.sqlalchemy_url):
+        # Nobody else writes there; what other replicas may write to, the sweep removes.
+        await asyncio.to_thread(remove_older, storage.staging_dir, _NEVER)
+    return storage
+
+
+async def _open_images(stack: AsyncExitStack, settings: Settings) -> ImagePool:
+    images = ImagePool(max_pixels=settings.max_pixels)
+    stack.push_async_callback(images.close)
+    await images.start()
+    return images
+
+
+def _webhook_loop(
+    settings: Settings, db: Database, outbound: Outbound, keys: Keys, owner: str, held: Held
+) -> DueLoop:
+    sender = WebhookSender(
+        db,
+        outbound,
+        owner=owner,
+        secret=keys.webhook_secret,
+        schedule=settings.webhook_schedule,
+    )
+    return DueLoop(deliveries, db, sender.take, sender.send, held[deliveries])
+
+
+def _tagging(
+    settings: Settings,
+    db: Database,
+    tagger: Tagger,
+    images: ImagePool,
+    storage: Storage,
+    owner: str,
+    held: Held,
+) -> FileTagging:
+    return FileTagging(
+        db,
+        tagger,
+        images,
+        storage,
+        WebhookRules(
+            settings.webhook_on, settings.webhook_schedule[0], FileUrls(settings.url_endpoint)
+        ),
+        owner=owner,
+        held=held[runs],
+        budget_seconds=settings.sync_budget_seconds,
+    )
 
 
 @asynccontextmanager

@@ -13,6 +13,7 @@ from sqlalchemy import Row, insert, or_, select, update
 from app import jobs
 from app.db import Tx
 from app.ids import new_id
+from app.notify import notify_due
 from app.webhooks.models import DEAD, DELIVERED, attempts, deliveries
 
 PER_HOST = 4
@@ -38,6 +39,7 @@ def enqueue(
             created_at=tx.clock.now(),
         )
     )
+    notify_due(tx, deliveries)
 
 
 def host_of(url: str) -> str:
