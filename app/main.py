@@ -48,6 +48,7 @@ from app.outbound import AddressGuard, Outbound
 from app.queues import gauge_queues, oldest_due_seconds
 from app.schema import require_current
 from app.settings import Settings, make_directory
+from app.shutdown import Shutdown
 from app.storage.base import Storage, StorageUnavailable
 from app.storage.disk import remove_older
 from app.storage.opening import open_storage
@@ -82,13 +83,13 @@ class Resources:
         for loop in self.loops:
             loop.stop()
 
-    async def drain(self, timeout_seconds: float) -> None:
-        """Waits for what is in flight; what is not done by then is left to its lease."""
+    async def drain(self, shutdown: Shutdown) -> None:
+        """Waits for what is in flight; what is not done in time is given back."""
         self.stop_claiming()
         in_flight = self.tagging.stragglers.union(*(loop.working for loop in self.loops))
         if in_flight:
             log.info("finishing what is in flight", count=len(in_flight))
-            await asyncio.wait(in_flight, timeout=max(0.0, timeout_seconds))
+            await shutdown.wait_for(in_flight)
 
 
 @asynccontextmanager

@@ -47,6 +47,8 @@ def report(name: str, **counts: Any) -> None:
 class ServerProcess:
     """`python -m app serve` on a fixed loopback port, so that it comes back where it was."""
 
+    command = "serve"
+
     def __init__(self, directory: Path, database_url: str, **settings: str) -> None:
         self.directory = directory
         self.log = directory / "server.log"
@@ -71,7 +73,7 @@ class ServerProcess:
         """prefix: a command that runs the server, as strace does."""
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [*prefix, sys.executable, "-m", "app", "serve"],
+                [*prefix, sys.executable, "-m", "app", self.command],
                 cwd=ROOT,
                 env=self.environment,
                 stdin=subprocess.DEVNULL,
@@ -118,6 +120,15 @@ class ServerProcess:
         if self.process is not None and self.process.poll() is None:
             self.signal(signal.SIGCONT)
             self.kill()
+
+
+class WorkerProcess(ServerProcess):
+    """`python -m app worker`, which answers no requests."""
+
+    command = "worker"
+
+    def wait_until_ready(self, timeout_seconds: float = 60) -> None:
+        wait_for(lambda: "worker ready" in self.log.read_text(), "the worker", timeout_seconds)
 
 
 @contextmanager
