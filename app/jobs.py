@@ -123,6 +123,16 @@ def seconds_to_next_due(tx: Tx, table: Table, *where: ColumnElement[bool]) -> fl
     return float((due_at - now).total_seconds())
 
 
+def longest_wait_seconds(tx: Tx, table: Table, *where: ColumnElement[bool]) -> float:
+    """How long the longest due row has waited for anyone to take it; 0 if none waits."""
+    due_at = tx.execute(select(func.min(table.c.due_at)).where(_is_due(tx, table), *where))
+    since = due_at.scalar_one()
+    if since is None:
+        return 0.0
+    now = tx.execute(select(tx.now())).scalar_one()
+    return float((now - since).total_seconds())
+
+
 def backoff_seconds(attempts: int, *, first: float = 1.0, longest: float = 600.0) -> float:
     """Full jitter below an exponential: between 0 and first, 2 first, 4 first ... longest."""
     return random.uniform(0, min(longest, first * 2 ** min(attempts - 1, 30)))  # noqa: S311

@@ -58,6 +58,8 @@ from app.webhooks.sender import WebhookSender
 log = structlog.get_logger(__name__)
 
 _NEVER = datetime.max.replace(tzinfo=UTC)
+# As long as whoever looks at our health waits for the database.
+DATABASE_SECONDS = 5.0
 _LEASED = (runs, deliveries, answers)
 
 Held = dict[Table, set[str]]
@@ -302,15 +304,28 @@ def _add_health(app: FastAPI, resources: Resources) -> None:
 
     @app.get("/metrics", tags=["Health"], response_class=PlainTextResponse)
     async def expose_metrics() -> Response:
-        """For Prometheus."""
-        await resources.db.scan(gauge_queues)
-        return Response(metrics.exposition(), media_type=CONTENT_TYPE_LATEST)
+        """For Prometheus. Without the database, what this process has counted itself."""
+        is_up = await _gauge_queues(resources.db)
+        content = metrics.exposition(is_database_up=is_up)
+        return Response(content, media_type=CONTENT_TYPE_LATEST)
+
+
+async def _gauge_queues(db: Database) -> bool:
+    """False when the database does not answer."""
+    try:
+        async with asyncio.timeout(DATABASE_SECONDS):
+            await db.scan(gauge_queues)
+    except Exception as error:
+        log.error("cannot look at the queues", exc_info=error)
+        return False
+    return True
 
 
 async def _check_ready(resources: Resources) -> None:
     """Raises ApiError (503) with the reason."""
     try:
-        waits = await resources.db.scan(oldest_due_seconds)
+        async with asyncio.timeout(DATABASE_SECONDS):
+            waits = await resources.db.scan(oldest_due_seconds)
     except Exception as error:
         log.error("database not ready", exc_info=error)
         raise ApiError(503, "Not ready: the database does not answer.") from None
