@@ -1,5 +1,6 @@
 """Real processes are told to end while each of the things they do is under way."""
 
+import os
 import signal
 import socket
 from collections.abc import Callable, Iterator, Sequence
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psycopg
 import pytest
 from sqlalchemy import Row, create_engine, select
 from sqlalchemy.pool import NullPool
@@ -330,3 +332,24 @@ def test_bucket_that_hangs_keeps_no_process_from_ending(
         assert "closing took too long" in server.log_tail()
         assert "shutting down" in waiting.result(WAIT_SECONDS)["message"]
     assert final(database_url) == []
+
+
+@on_postgres
+def test_database_that_hangs_keeps_no_process_from_ending(start: Start, database_url: str) -> None:
+    server = start(LOUPE_SHUTDOWN_SECONDS="0.5")
+    with psycopg.connect(database_url.replace("+psycopg", "")) as connection:
+        found = connection.execute(
+            "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND pid != %s",
+            [connection.info.backend_pid],
+        )
+        frozen = [pid for (pid,) in found]
+    for pid in frozen:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        server.signal(signal.SIGTERM)
+        assert server.process is not None
+        assert server.process.wait(WAIT_SECONDS) == 1
+        assert "closing took too long" in server.log_tail()
+    finally:
+        for pid in frozen:
+            os.kill(pid, signal.SIGCONT)
