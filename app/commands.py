@@ -2,10 +2,8 @@
 
 import asyncio
 import os
-import signal
 import socket
 import sys
-import time
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -31,6 +29,7 @@ from app.settings import (
     make_directory,
     unknown_variables,
 )
+from app.shutdown import Shutdown
 from app.worker import work
 
 log = structlog.get_logger(__name__)
@@ -89,7 +88,8 @@ async def _serve(settings: Settings) -> None:
 
 async def _serve_on(listening: socket.socket, settings: Settings) -> None:
     async with open_resources(settings) as resources:
-        server = _Server(server_config(create_app(resources), settings), resources)
+        shutdown = Shutdown(settings.shutdown_seconds)
+        server = _Server(server_config(create_app(resources), settings), resources, shutdown)
         log.info(
             "serving",
             url=settings.base_url,
@@ -97,7 +97,7 @@ async def _serve_on(listening: socket.socket, settings: Settings) -> None:
             keys=resources.keys.source,
         )
         await server.serve([listening])
-        await resources.drain(settings.shutdown_seconds - server.seconds_since_exit())
+        await resources.drain(shutdown)
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -115,28 +115,31 @@ def _listen(host: str, port: int) -> socket.socket:
 class _Server(uvicorn.Server):
     """Stops claiming background work as soon as it is asked to exit."""
 
-    def __init__(self, config: uvicorn.Config, resources: Resources) -> None:
+    def __init__(self, config: uvicorn.Config, resources: Resources, shutdown: Shutdown) -> None:
         super().__init__(config)
         self._resources = resources
-        self._exit_asked_at: float | None = None
+        self._shutdown = shutdown
 
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        if self._exit_asked_at is None:
-            self._exit_asked_at = time.monotonic()
+    def handle_exit(self, sig: int, frame: FrameType | None = None) -> None:
+        self._shutdown.handle(sig)
         self._resources.stop_claiming()
         super().handle_exit(sig, frame)
-
-    def seconds_since_exit(self) -> float:
-        return 0.0 if self._exit_asked_at is None else time.monotonic() - self._exit_asked_at
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         """As uvicorn's, but does not raise the signal again once the last request is answered:
         what the process holds open is yet to be closed."""
-        loop = asyncio.get_running_loop()
-        for each in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(each, self.handle_exit, each, None)
+        self._shutdown.handle_signals(self.handle_exit)
         yield
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """As uvicorn's, but returns when the requests that it gave up have let go of everything."""
+        await super().shutdown(sockets)
+        given_up = set(self.server_state.tasks)
+        if self.force_exit:
+            for task in given_up:
+                task.cancel()
+        await asyncio.gather(*given_up, return_exceptions=True)
 
 
 def server_config(app: Any, settings: Settings) -> uvicorn.Config:
@@ -148,7 +151,7 @@ def server_config(app: Any, settings: Settings) -> uvicorn.Config:
         access_log=False,
         log_config=None,
         server_header=False,
-        timeout_graceful_shutdown=max(1, int(settings.shutdown_seconds)),
+        timeout_graceful_shutdown=settings.shutdown_seconds,  # type: ignore[arg-type] # any number
     )
 
 

@@ -49,6 +49,10 @@ class RequestLog:
         except Exception:
             if not status:
                 raise  # else it has been logged and answered: Starlette raises it once more
+        except asyncio.CancelledError:
+            # Nobody but a server that has to end gives up a request.
+            if not status:
+                await error_response(_shutting_down())(scope, receive, send_with_id)
         finally:
             kind = metrics.kind_of(scope["path"])
             metrics.requests.labels(kind, scope["method"], status).inc()
@@ -61,6 +65,14 @@ class RequestLog:
                 elapsed_ms=round((time.monotonic() - started) * 1000, 1),
             )
             unbind_request_id(token)
+
+
+def _shutting_down() -> ApiError:
+    return ApiError(
+        503,
+        "The server is shutting down. Please try again.",
+        headers={"connection": "close", "retry-after": "1"},
+    )
 
 
 class HeaderLimit:

@@ -22,6 +22,7 @@ from sqlalchemy import (
     and_,
     func,
     literal,
+    or_,
     select,
     union_all,
     update,
@@ -29,6 +30,7 @@ from sqlalchemy import (
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.db import Database, Tx, UtcDateTime
+from app.notify import notify_due
 
 log = structlog.get_logger(__name__)
 
@@ -122,7 +124,8 @@ def release_leases(tx: Tx, tables: Sequence[Table], owner: str | None = None) ->
     """Gives back what `owner` holds; without an owner, whatever anyone holds."""
     for table in tables:
         held = table.c.lease_owner.is_not(None) if owner is None else table.c.lease_owner == owner
-        tx.execute(update(table).where(held).values(unleased()))
+        if tx.execute(update(table).where(held).values(unleased())).rowcount:
+            notify_due(tx, table)
 
 
 def seconds_to_next_due(tx: Tx, table: Table, *where: ColumnElement[bool]) -> float | None:
@@ -136,6 +139,20 @@ def seconds_to_next_due(tx: Tx, table: Table, *where: ColumnElement[bool]) -> fl
         return None
     now = tx.execute(select(tx.now())).scalar_one()
     return float((due_at - now).total_seconds())
+
+
+def longest_wait_seconds(tx: Tx, table: Table, *where: ColumnElement[bool]) -> float:
+    """How long the longest due row has waited for anyone to take it; 0 if none waits."""
+    now = select(tx.now()).scalar_subquery()
+    is_free = or_(table.c.lease_until.is_(None), table.c.lease_until < now)
+    since = tx.execute(
+        select(func.min(table.c.due_at)).where(
+            table.c.status == PENDING, table.c.due_at <= now, is_free, *where
+        )
+    ).scalar_one()
+    if since is None:
+        return 0.0
+    return float((tx.execute(select(tx.now())).scalar_one() - since).total_seconds())
 
 
 def backoff_seconds(attempts: int, *, first: float = 1.0, longest: float = 600.0) -> float:

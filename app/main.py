@@ -1,9 +1,8 @@
 """The one place of wiring: what a process opens, the web application, and the loops behind it."""
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -43,12 +42,14 @@ from app.ids import new_id
 from app.images import ImagePool
 from app.jobs import DueLoop, keep_leases, release_leases
 from app.keys import Keys, load_keys
+from app.notify import listen
 from app.operations.routes import Operations
 from app.operations.routes import router as operations_router
 from app.outbound import AddressGuard, Outbound
 from app.queues import gauge_queues, oldest_due_seconds
 from app.schema import require_current
 from app.settings import Settings, make_directory
+from app.shutdown import Shutdown
 from app.storage.base import Storage, StorageUnavailable
 from app.storage.disk import remove_older
 from app.storage.opening import open_storage
@@ -58,7 +59,11 @@ from app.webhooks.sender import WebhookSender
 log = structlog.get_logger(__name__)
 
 _NEVER = datetime.max.replace(tzinfo=UTC)
+# As long as whoever looks at our health waits for the database.
+DATABASE_SECONDS = 5.0
 _LEASED = (runs, deliveries, answers, slots)
+
+Held = dict[Table, set[str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,13 +86,13 @@ class Resources:
         for loop in self.loops:
             loop.stop()
 
-    async def drain(self, timeout_seconds: float) -> None:
-        """Waits for what is in flight; what is not done by then is left to its lease."""
+    async def drain(self, shutdown: Shutdown) -> None:
+        """Waits for what is in flight; what is not done in time is given back."""
         self.stop_claiming()
         in_flight = self.tagging.stragglers.union(*(loop.working for loop in self.loops))
         if in_flight:
             log.info("finishing what is in flight", count=len(in_flight))
-            await asyncio.wait(in_flight, timeout=max(0.0, timeout_seconds))
+            await shutdown.wait_for(in_flight)
 
 
 @asynccontextmanager
@@ -96,83 +101,107 @@ async def open_resources(
 ) -> AsyncIterator[Resources]:
     """Opens everything and runs what is due in the background, until the context ends.
 
-    images: a pool that the caller keeps open. Raises SettingsError.
+    Each step closes what it opened after all that came later. images: a pool that the caller keeps
+    open. Raises SettingsError.
     """
-    async with contextlib.AsyncExitStack() as stack:
-        url = settings.sqlalchemy_url
-        make_directory(settings.data_dir, "LOUPE_DATA_DIR")
-        if is_sqlite(url):
-            stack.callback(ProcessLock(url).release)
-        require_current(url)
-        db = open_database(settings, clock or Clock())
-        stack.push_async_callback(db.close)
+    async with AsyncExitStack() as stack:
         owner = new_id()
-        held: dict[Table, set[str]] = {runs: set(), deliveries: set()}
-        await db.write(release_leases, _LEASED, None if is_sqlite(url) else owner)
-        storage = await open_storage(settings)
-        stack.push_async_callback(storage.close)
-        if is_sqlite(url):
-            # Nobody else writes there; what other replicas may write to, the sweep removes.
-            await asyncio.to_thread(remove_older, storage.staging_dir, _NEVER)
+        held: Held = {runs: set(), deliveries: set()}
+        db = await _open_database(stack, settings, clock or Clock())
+        storage = await _open_storage(stack, settings)
         sweep = Sweep(db, storage)
         await sweep.recognise()
         keys = await load_keys(db, settings)
-        if images is None:
-            images = ImagePool(max_pixels=settings.max_pixels)
-            stack.push_async_callback(images.close)
-            await images.start()
+        images = images or await _open_images(stack, settings)
         tagger = await open_tagger(settings, images, db, owner)
         stack.push_async_callback(tagger.close)
         for policy in tagger.policies:
             await db.write(resume_runs, policy)
         guard = AddressGuard(settings.webhook_allow_cidrs)
         outbound = await stack.enter_async_context(Outbound(guard))
-        sender = WebhookSender(
-            db,
-            outbound,
-            owner=owner,
-            secret=keys.webhook_secret,
-            schedule=settings.webhook_schedule,
-            timeout_seconds=settings.webhook_timeout_seconds,
-        )
-        webhook_loop = DueLoop(deliveries, db, sender.take, sender.send, held[deliveries])
-        tagging = FileTagging(
-            db,
-            tagger,
-            images,
-            storage,
-            WebhookRules(
-                settings.webhook_on, settings.webhook_schedule[0], FileUrls(settings.url_endpoint)
-            ),
-            owner=owner,
-            held=held[runs],
-            budget_seconds=settings.sync_budget_seconds,
-            on_delivery=webhook_loop.wake,
-        )
+        webhook_loop = _webhook_loop(settings, db, outbound, keys, owner, held)
+        tagging = _tagging(settings, db, tagger, images, storage, owner, held)
+        tagging.on_delivery = webhook_loop.wake
         run_loop = DueLoop(runs, db, tagging.take, tagging.run_due, held[runs])
         tagging.on_due_run = run_loop.wake
         stack.push_async_callback(_give_back, db, owner)
         stack.push_async_callback(tagging.close)
-        await stack.enter_async_context(
-            _running(
-                run_loop.run(),
-                webhook_loop.run(),
-                keep_leases(db, held, owner),
-                sweep.run(),
-            )
-        )
+        loops = (run_loop, webhook_loop)
+        background = [*(loop.run() for loop in loops), keep_leases(db, held, owner), sweep.run()]
+        if not is_sqlite(settings.sqlalchemy_url):
+            wakers = {runs.name: run_loop.wake, deliveries.name: webhook_loop.wake}
+            background.append(listen(settings.sqlalchemy_url, wakers))
+        await stack.enter_async_context(_running(*background))
         yield Resources(
-            settings,
-            db,
-            storage,
-            keys,
-            images,
-            tagger,
-            guard,
-            outbound,
-            tagging,
-            (run_loop, webhook_loop),
+            settings, db, storage, keys, images, tagger, guard, outbound, tagging, loops
         )
+
+
+async def _open_database(stack: AsyncExitStack, settings: Settings, clock: Clock) -> Database:
+    """On SQLite under the process's lock, so all leases there are of processes that are gone."""
+    url = settings.sqlalchemy_url
+    make_directory(settings.data_dir, "LOUPE_DATA_DIR")
+    if is_sqlite(url):
+        stack.callback(ProcessLock(url).release)
+    require_current(url)
+    db = open_database(settings, clock)
+    stack.push_async_callback(db.close)
+    if is_sqlite(url):
+        await db.write(release_leases, _LEASED)
+    return db
+
+
+async def _open_storage(stack: AsyncExitStack, settings: Settings) -> Storage:
+    storage = await open_storage(settings)
+    stack.push_async_callback(storage.close)
+    if is_sqlite(settings.sqlalchemy_url):
+        # Nobody else writes there; what other replicas may write to, the sweep removes.
+        await asyncio.to_thread(remove_older, storage.staging_dir, _NEVER)
+    return storage
+
+
+async def _open_images(stack: AsyncExitStack, settings: Settings) -> ImagePool:
+    images = ImagePool(max_pixels=settings.max_pixels)
+    stack.push_async_callback(images.close)
+    await images.start()
+    return images
+
+
+def _webhook_loop(
+    settings: Settings, db: Database, outbound: Outbound, keys: Keys, owner: str, held: Held
+) -> DueLoop:
+    sender = WebhookSender(
+        db,
+        outbound,
+        owner=owner,
+        secret=keys.webhook_secret,
+        schedule=settings.webhook_schedule,
+        timeout_seconds=settings.webhook_timeout_seconds,
+    )
+    return DueLoop(deliveries, db, sender.take, sender.send, held[deliveries])
+
+
+def _tagging(
+    settings: Settings,
+    db: Database,
+    tagger: Tagger,
+    images: ImagePool,
+    storage: Storage,
+    owner: str,
+    held: Held,
+) -> FileTagging:
+    return FileTagging(
+        db,
+        tagger,
+        images,
+        storage,
+        WebhookRules(
+            settings.webhook_on, settings.webhook_schedule[0], FileUrls(settings.url_endpoint)
+        ),
+        owner=owner,
+        held=held[runs],
+        budget_seconds=settings.sync_budget_seconds,
+    )
 
 
 @asynccontextmanager
@@ -283,15 +312,28 @@ def _add_health(app: FastAPI, resources: Resources) -> None:
 
     @app.get("/metrics", tags=["Health"], response_class=PlainTextResponse)
     async def expose_metrics() -> Response:
-        """For Prometheus."""
-        await resources.db.scan(gauge_queues)
-        return Response(metrics.exposition(), media_type=CONTENT_TYPE_LATEST)
+        """For Prometheus. Without the database, what this process has counted itself."""
+        is_up = await _gauge_queues(resources.db)
+        content = metrics.exposition(is_database_up=is_up)
+        return Response(content, media_type=CONTENT_TYPE_LATEST)
+
+
+async def _gauge_queues(db: Database) -> bool:
+    """False when the database does not answer."""
+    try:
+        async with asyncio.timeout(DATABASE_SECONDS):
+            await db.scan(gauge_queues)
+    except Exception as error:
+        log.error("cannot look at the queues", exc_info=error)
+        return False
+    return True
 
 
 async def _check_ready(resources: Resources) -> None:
     """Raises ApiError (503) with the reason."""
     try:
-        waits = await resources.db.scan(oldest_due_seconds)
+        async with asyncio.timeout(DATABASE_SECONDS):
+            waits = await resources.db.scan(oldest_due_seconds)
     except Exception as error:
         log.error("database not ready", exc_info=error)
         raise ApiError(503, "Not ready: the database does not answer.") from None

@@ -3,6 +3,8 @@
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 registry = CollectorRegistry()
+# What only the database can tell, and nothing when it does not answer: old values would mislead.
+database_registry = CollectorRegistry()
 
 requests = Counter(
     "loupe_requests", "Requests answered.", ["kind", "method", "status"], registry=registry
@@ -37,26 +39,31 @@ webhook_attempts = Counter(
     ["outcome"],
     registry=registry,
 )
-queue_depth = Gauge("loupe_queue_depth", "Pending rows.", ["queue"], registry=registry)
+database_up = Gauge(
+    "loupe_database_up", "1 if the database answered this very request.", registry=registry
+)
+queue_depth = Gauge("loupe_queue_depth", "Pending rows.", ["queue"], registry=database_registry)
 oldest_due_seconds = Gauge(
     "loupe_queue_oldest_due_seconds",
     "How long the oldest due row has waited; 0 when none waits.",
     ["queue"],
-    registry=registry,
+    registry=database_registry,
 )
 dead_deliveries = Gauge(
-    "loupe_dead_deliveries", "Webhook deliveries that were given up.", registry=registry
+    "loupe_dead_deliveries", "Webhook deliveries that were given up.", registry=database_registry
 )
 breaker_open = Gauge(
     "loupe_provider_breaker_open",
     "1 while the provider behind an extension is held back.",
     ["extension"],
-    registry=registry,
+    registry=database_registry,
 )
 
 
-def exposition() -> bytes:
-    return generate_latest(registry)
+def exposition(*, is_database_up: bool) -> bytes:
+    database_up.set(is_database_up)
+    ours = generate_latest(registry)
+    return ours + generate_latest(database_registry) if is_database_up else ours
 
 
 def kind_of(path: str) -> str:

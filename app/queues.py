@@ -18,12 +18,9 @@ def oldest_due_seconds(tx: Tx) -> dict[str, float]:
     held_back = select(provider_states.c.extension).where(
         provider_states.c.opened_until.is_not(None)
     )
-    next_due = {
-        "run": jobs.seconds_to_next_due(tx, runs, runs.c.extension.not_in(held_back)),
-        "delivery": jobs.seconds_to_next_due(tx, deliveries),
-    }
     return {
-        name: 0.0 if seconds is None else max(0.0, -seconds) for name, seconds in next_due.items()
+        "run": jobs.longest_wait_seconds(tx, runs, runs.c.extension.not_in(held_back)),
+        "delivery": jobs.longest_wait_seconds(tx, deliveries),
     }
 
 

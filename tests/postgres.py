@@ -6,7 +6,7 @@ import shutil
 import socket
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -35,8 +35,10 @@ def is_available() -> bool:
 class Postgres:
     """Makes databases in one server, each a copy of a migrated template."""
 
-    def __init__(self, url: URL) -> None:
+    def __init__(self, url: URL, control: Callable[..., None] | None = None) -> None:
+        """control: runs `pg_ctl`, if the server is ours."""
         self.url = url
+        self.control = control
         self._admin = create_engine(url, poolclass=NullPool, isolation_level="AUTOCOMMIT")
 
     def create(self, name: str, template: str | None = None) -> str:
@@ -82,7 +84,10 @@ def _serve(binaries: Path, directory: Path, user: str | None) -> Iterator[Postgr
     control: list[Path | str] = [binaries / "pg_ctl", "-D", cluster, "-w", "-l", directory / "log"]
     _run([*control, "-o", options, "start"], user)
     try:
-        yield Postgres(make_url(f"postgresql+psycopg://loupe@127.0.0.1:{port}/postgres"))
+        yield Postgres(
+            make_url(f"postgresql+psycopg://loupe@127.0.0.1:{port}/postgres"),
+            lambda *command: _run([*control, "-m", "immediate", *command], user),
+        )
     finally:
         _run([*control, "-m", "immediate", "stop"], user)
 

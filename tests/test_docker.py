@@ -12,7 +12,10 @@ from pathlib import Path
 
 import httpx
 import pytest
+import yaml  # type: ignore[import-untyped]
 
+from app.settings import Settings, unknown_variables
+from app.shutdown import CLOSE_SECONDS
 from demo.server import free_port
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -91,3 +94,84 @@ def test_the_image_is_built_of_locked_packages_and_runs_as_nobody_special() -> N
 @pytest.mark.parametrize("name", re.findall(r"^COPY (?!--)(\S+) \S+$", DOCKERFILE, re.MULTILINE))
 def test_what_the_image_copies_is_sent_to_the_engine(name: str) -> None:
     assert f"!{name}" in (PROJECT / ".dockerignore").read_text().splitlines()
+
+
+# --- the compose files -------------------------------------------------------------------------
+
+COMPOSE = {
+    name: yaml.safe_load((PROJECT / name).read_text())["services"]
+    for name in ("docker-compose.yml", "compose.scale.yml")
+}
+SERVICES = [(name, service) for name, services in COMPOSE.items() for service in services]
+OURS = [(name, service) for name, service in SERVICES if "build" in COMPOSE[name][service]]
+
+
+def command_of_service(name: str, service: str) -> str:
+    """The command after `python -m app`; the image's own ends in `serve`."""
+    command: list[str] = COMPOSE[name][service].get("command", ["serve"])
+    return command[-1]
+
+
+def waits_of(name: str, service: str) -> dict[str, str]:
+    """service -> the condition in which it has to be."""
+    found = COMPOSE[name][service].get("depends_on", {})
+    if isinstance(found, list):
+        return dict.fromkeys(found, "service_started")
+    return {other: wait["condition"] for other, wait in found.items()}
+
+
+@pytest.mark.parametrize(("name", "service"), SERVICES)
+def test_service_is_started_again_and_waits_for_what_can_come_true(name: str, service: str) -> None:
+    services = COMPOSE[name]
+    assert services[service]["restart"] in ("unless-stopped", "on-failure")
+    for other, condition in waits_of(name, service).items():
+        if condition == "service_completed_successfully":
+            assert services[other]["restart"] == "on-failure"
+        if condition == "service_healthy":
+            has_check = "build" in services[other] or "test" in services[other]["healthcheck"]
+            assert has_check
+            assert not services[other].get("healthcheck", {}).get("disable")
+
+
+@pytest.mark.parametrize(("name", "service"), OURS)
+def test_every_setting_that_a_service_gets_exists(name: str, service: str) -> None:
+    environment = COMPOSE[name][service].get("environment", {})
+    assert unknown_variables(environment, Settings) == []
+
+
+@pytest.mark.parametrize(("name", "service"), OURS)
+def test_only_a_service_that_answers_requests_has_the_image_s_health_check(
+    name: str, service: str
+) -> None:
+    is_checked = not COMPOSE[name][service].get("healthcheck", {}).get("disable", False)
+    assert is_checked == (command_of_service(name, service) == "serve")
+
+
+@pytest.mark.parametrize(("name", "service"), OURS)
+def test_service_has_time_to_finish_what_is_in_flight(name: str, service: str) -> None:
+    grace_seconds = int(COMPOSE[name][service]["stop_grace_period"].removesuffix("s"))
+    assert grace_seconds > Settings().shutdown_seconds + CLOSE_SECONDS
+
+
+def test_proxy_speaks_to_the_replicas_and_lets_the_largest_upload_pass() -> None:
+    configuration = (PROJECT / "deploy/nginx.conf").read_text()
+    upstreams = set(re.findall(r"server ([\w-]+):8000", configuration))
+    scaled = COMPOSE["compose.scale.yml"]
+    assert upstreams == set(waits_of("compose.scale.yml", "proxy"))
+    assert all(command_of_service("compose.scale.yml", each) == "serve" for each in upstreams)
+    [listening] = re.findall(r"listen (\d+);", configuration)
+    assert scaled["proxy"]["ports"] == [f"{listening}:{listening}"]
+    [megabytes] = re.findall(r"client_max_body_size (\d+)m;", configuration)
+    assert int(megabytes) * 2**20 > Settings().max_upload_bytes * 4 / 3
+
+
+def test_configuration_of_the_store_is_json_with_the_replicas_keys() -> None:
+    scaled = yaml.safe_load((PROJECT / "compose.scale.yml").read_text())
+    [identity] = json.loads(scaled["configs"]["store"]["content"])["identities"]
+    environment = scaled["x-loupe"]["environment"]
+    assert identity["credentials"] == [
+        {
+            "accessKey": environment["AWS_ACCESS_KEY_ID"],
+            "secretKey": environment["AWS_SECRET_ACCESS_KEY"],
+        }
+    ]

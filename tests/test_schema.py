@@ -21,6 +21,7 @@ import app.extensions.models
 import app.files.models
 import app.keys
 import app.webhooks.models  # noqa: F401
+from alembic import command
 from app import schema
 from app.db import Base, migration_engine
 from app.settings import SettingsError
@@ -67,7 +68,7 @@ def test_migrated_indexes_are_partial_as_in_the_models(empty_url: str) -> None:
     schema.upgrade(empty_url)
     engine = create_engine(empty_url, poolclass=NullPool)
     pending = {
-        "extension_runs": ("due", "lease_owner"),
+        "extension_runs": ("due", "next_due", "lease_owner"),
         "webhook_deliveries": ("next_due", "lease_owner"),
     }
     for table, names in pending.items():
@@ -114,11 +115,7 @@ def test_upgrade_that_fails_midway_leaves_nothing_and_can_be_run_again(empty_url
     schema.require_current(empty_url)
 
 
-def test_upgrade_that_is_killed_midway_leaves_nothing_and_can_be_run_again(
-    empty_url: str,
-) -> None:
-    """The process ends at once after its last CREATE and before its COMMIT."""
-    script = """
+_DIES_AT = """
 import os, sys
 from sqlalchemy import Connection, event
 from sqlalchemy.engine import Engine
@@ -126,16 +123,49 @@ from app import schema
 
 @event.listens_for(Engine, "after_cursor_execute")
 def die(connection, cursor, statement, *_):
-    if "INSERT INTO alembic_version" in statement:
+    if sys.argv[2] in statement:
         os.kill(os.getpid(), 9)
 
 schema.upgrade(sys.argv[1])
 """
-    died = subprocess.run([sys.executable, "-c", script, empty_url], timeout=60, check=False)
-    assert died.returncode == -9
+
+
+def upgrade_and_die(url: str, statement: str) -> None:
+    """The upgrade's process ends at once after this statement, and before its COMMIT."""
+    dying = [sys.executable, "-c", _DIES_AT, url, statement]
+    assert subprocess.run(dying, timeout=60, check=False).returncode == -9
+
+
+@pytest.mark.parametrize("statement", ["INSERT INTO alembic_version", "UPDATE alembic_version"])
+def test_upgrade_that_is_killed_midway_leaves_nothing_and_can_be_run_again(
+    empty_url: str, statement: str
+) -> None:
+    """After the first migration, and after the second."""
+    upgrade_and_die(empty_url, statement)
     assert tables(empty_url) == set()
     schema.upgrade(empty_url)
     schema.require_current(empty_url)
+
+
+def test_upgrade_of_a_schema_in_use_that_is_killed_midway_keeps_it_as_it_was(
+    empty_url: str, processes: BaseContext
+) -> None:
+    command.upgrade(schema.migration_config(empty_url), "0001")
+    execute(empty_url, "INSERT INTO generated_secrets (name, value) VALUES ('a', 'kept')")
+    before = tables(empty_url)
+    upgrade_and_die(empty_url, "UPDATE alembic_version")
+    assert tables(empty_url) == before
+    with pytest.raises(SettingsError, match="is at 0001"):
+        schema.require_current(empty_url)
+    with processes.Pool(3) as pool:
+        pool.map(schema.upgrade, [empty_url] * 3, chunksize=1)
+        pool.close()
+        pool.join()
+    schema.require_current(empty_url)
+    engine = create_engine(empty_url, poolclass=NullPool)
+    with engine.connect() as connection:
+        kept = connection.execute(text("SELECT value FROM generated_secrets")).scalars().all()
+    assert kept == ["kept"]
 
 
 def test_schema_that_is_not_there_stops_the_start_in_one_sentence(empty_url: str) -> None:

@@ -1,4 +1,4 @@
-"""Slots of the calls to a provider, and an index of runs that leaves leased rows aside."""
+"""Slots of the calls to a provider, and indexes of runs that leave leased rows aside."""
 
 from collections.abc import Sequence
 
@@ -14,6 +14,7 @@ depends_on: str | Sequence[str] | None = None
 
 TABLE = "extension_runs"
 DUE = "ix_extension_runs_due"
+NEXT_DUE = "ix_extension_runs_next_due"
 
 
 def _index_due_runs(columns: list[str]) -> None:
@@ -32,8 +33,13 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("extension", "number", name=op.f("pk_provider_slots")),
     )
     _index_due_runs(["extension", "lease_until", "due_at"])
+    unleased = sa.text("status = 'pending' AND lease_until IS NULL")
+    op.create_index(
+        NEXT_DUE, TABLE, ["status", "due_at"], postgresql_where=unleased, sqlite_where=unleased
+    )
 
 
 def downgrade() -> None:
+    op.drop_index(NEXT_DUE, TABLE)
     _index_due_runs(["extension", "due_at"])
     op.drop_table("provider_slots")

@@ -38,6 +38,13 @@ class ExtensionRun(Leased, Base):
             sqlite_where=text("status = 'pending'"),
         ),
         Index(
+            "ix_extension_runs_next_due",
+            "status",
+            "due_at",
+            postgresql_where=text("status = 'pending' AND lease_until IS NULL"),
+            sqlite_where=text("status = 'pending' AND lease_until IS NULL"),
+        ),
+        Index(
             "ix_extension_runs_lease_owner",
             "lease_owner",
             postgresql_where=text("status = 'pending'"),

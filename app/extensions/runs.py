@@ -14,6 +14,7 @@ from app.extensions.outcomes import Failed, NotNow, Outcome, Succeeded, TryAgain
 from app.extensions.provider import Reason
 from app.extensions.schemas import AutoTagging
 from app.ids import new_id
+from app.notify import notify_due
 from app.prepared import Prepared
 
 DEADLINE_SECONDS = 24 * 3600
@@ -234,6 +235,7 @@ def announce(tx: Tx, run_ids: Sequence[str], given_back: Sequence[str]) -> dict[
             .where(runs.c.id.in_(given_back), runs.c.status == jobs.PENDING)
             .values(jobs.unleased(due_at=tx.now()))
         )
+        notify_due(tx, runs)
     return _by_extension(tx, select(runs.c.extension, runs.c.status).where(runs.c.id.in_(run_ids)))
 
 

@@ -213,7 +213,12 @@ class FileTagging:
         """
         self._held.update(run.id for run in runs)
         calls = self._begin(runs, version)
-        await asyncio.wait([call.task for call in calls], timeout=self.budget_seconds)
+        try:
+            await asyncio.wait([call.task for call in calls], timeout=self.budget_seconds)
+        except asyncio.CancelledError:
+            for call in calls:
+                self._follow(call)
+            raise
         done = {call.run.id: call.task.result() for call in calls if call.task.done()}
         waiting = [call for call in calls if call.is_waiting]
         for call in waiting:

@@ -11,6 +11,7 @@ from app.db import Tx
 from app.errors import ApiError, BadRequest
 from app.files.objects import iso_milliseconds
 from app.ids import is_id
+from app.notify import notify_due
 from app.operations.runs import NO_RETRY
 from app.operations.schemas import DeliveryQuery
 from app.webhooks.models import DEAD, DELIVERED, attempts, deliveries
@@ -116,6 +117,7 @@ def _send_again(tx: Tx, which: ColumnElement[bool]) -> None:
             )
         )
     )
+    notify_due(tx, deliveries)
 
 
 def delivery_object(row: Row[Any]) -> dict[str, Any]:

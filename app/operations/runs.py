@@ -12,6 +12,7 @@ from app.extensions.runs import DEADLINE_SECONDS, latest_numbers
 from app.files.models import files
 from app.files.objects import iso_milliseconds
 from app.ids import is_id, new_id
+from app.notify import notify_due
 from app.operations.schemas import RunQuery
 
 # Clients of this API retry a 409 by themselves unless they are told not to.
@@ -96,6 +97,7 @@ def retry_run(tx: Tx, run_id: str, request_id: str) -> dict[str, Any]:
         )
         .returning(*runs.c)
     ).one()
+    notify_due(tx, runs)
     return run_object(again)
 
 

@@ -27,6 +27,7 @@ from sqlalchemy import (
 from app import jobs
 from app.db import Tx
 from app.ids import new_id
+from app.notify import notify_due
 from app.webhooks.models import DEAD, DELIVERED, attempts, deliveries
 
 PER_HOST = 4
@@ -52,6 +53,7 @@ def enqueue(
             created_at=tx.clock.now(),
         )
     )
+    notify_due(tx, deliveries)
 
 
 def host_of(url: str) -> str:
