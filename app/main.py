@@ -5,7 +5,6 @@ import contextlib
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 
 import structlog
@@ -49,14 +48,12 @@ from app.queues import gauge_queues, oldest_due_seconds
 from app.schema import require_current
 from app.settings import Settings, make_directory
 from app.storage.base import Storage, StorageUnavailable
-from app.storage.disk import remove_older
 from app.storage.opening import open_storage
 from app.webhooks.models import deliveries
 from app.webhooks.sender import WebhookSender
 
 log = structlog.get_logger(__name__)
 
-_NEVER = datetime.max.replace(tzinfo=UTC)
 _LEASED = (runs, deliveries, answers)
 
 
@@ -110,10 +107,7 @@ async def open_resources(
         await db.write(release_leases, _LEASED, None if is_sqlite(url) else owner)
         storage = await open_storage(settings)
         stack.push_async_callback(storage.close)
-        if is_sqlite(url):
-            # Nobody else writes there; what other replicas may write to, the sweep removes.
-            await asyncio.to_thread(remove_older, storage.staging_dir, _NEVER)
-        sweep = Sweep(db, storage)
+        sweep = Sweep(db, storage, settings.upload_deadline_seconds)
         await sweep.recognise()
         keys = await load_keys(db, settings)
         if images is None:

@@ -3,11 +3,13 @@
 `LOUPE_TORTURE=full`, as `make torture` sets it, runs the full sizes; any other value small ones.
 """
 
+import contextlib
 import hashlib
 import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -21,7 +23,6 @@ from typing import Any
 import httpx
 
 from app.settings import DEVELOPMENT_PRIVATE_KEY
-from tests.postgres import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 IS_FULL = os.environ.get("LOUPE_TORTURE") == "full"
@@ -44,13 +45,27 @@ def report(name: str, **counts: Any) -> None:
     print(f"{name}: " + ", ".join(f"{k} {v}" for k, v in counts.items()))  # noqa: T201
 
 
+def lasting_port() -> int:
+    """A free loopback port that no outgoing connection is given while its server is down."""
+    lowest_ephemeral = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    for _ in range(100):
+        port = random.SystemRandom().randrange(10_000, lowest_ephemeral)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("no free port")
+
+
 class ServerProcess:
-    """`python -m app serve` on a fixed loopback port, so that it comes back where it was."""
+    """`python -m app serve` on a fixed loopback port, so that it comes back where it was.
+
+    It has no variable of the caller's environment but PATH.
+    """
 
     def __init__(self, directory: Path, database_url: str, **settings: str) -> None:
         self.directory = directory
         self.log = directory / "server.log"
-        self.port = free_port()
+        self.port = lasting_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.environment = {
             "PATH": os.environ["PATH"],
@@ -227,4 +242,8 @@ def both_extensions(min_confidence: int = 0, max_tags: int = 30) -> str:
 
 def staged_files(directory: Path) -> list[Path]:
     """What uploads have left behind below a data directory."""
-    return [path for path in directory.rglob("staging/*") if path.is_file()]
+    return [path for path in directory.rglob("staging/**/*") if _is_staged_file(path)]
+
+
+def _is_staged_file(path: Path) -> bool:
+    return path.is_file() and path.suffix != ".lock"
