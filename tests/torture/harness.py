@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -110,6 +110,10 @@ class ServerProcess:
 
     def log_tail(self) -> str:
         return self.log.read_text(errors="replace")[-3000:]
+
+    def logged(self, event: str) -> list[dict[str, Any]]:
+        lines = map(json.loads, self.log.read_text().splitlines())
+        return [line for line in lines if line["event"] == event]
 
     def signal(self, number: signal.Signals) -> None:
         assert self.process is not None
@@ -238,6 +242,17 @@ def both_extensions(min_confidence: int = 0, max_tags: int = 30) -> str:
             for name in ("google-auto-tagging", "aws-auto-tagging")
         ]
     )
+
+
+def files_named(server: ServerProcess, name: str) -> list[dict[str, Any]]:
+    listed = httpx.get(f"{server.url}/v1/files", params={"name": name}, auth=AUTH, timeout=60)
+    files: list[dict[str, Any]] = listed.raise_for_status().json()
+    return files
+
+
+def has_content(file: Mapping[str, Any], content: bytes) -> bool:
+    """file: as the API shows it."""
+    return httpx.get(file["url"], timeout=60).raise_for_status().content == content
 
 
 def staged_files(directory: Path) -> list[Path]:
