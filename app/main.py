@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 
 import structlog
@@ -51,14 +50,12 @@ from app.schema import require_current
 from app.settings import Settings, make_directory
 from app.shutdown import Shutdown
 from app.storage.base import Storage, StorageUnavailable
-from app.storage.disk import remove_older
 from app.storage.opening import open_storage
 from app.webhooks.models import deliveries
 from app.webhooks.sender import WebhookSender
 
 log = structlog.get_logger(__name__)
 
-_NEVER = datetime.max.replace(tzinfo=UTC)
 # As long as whoever looks at our health waits for the database.
 DATABASE_SECONDS = 5.0
 _LEASED = (runs, deliveries, answers, slots)
@@ -109,7 +106,7 @@ async def open_resources(
         held: Held = {runs: set(), deliveries: set()}
         db = await _open_database(stack, settings, clock or Clock())
         storage = await _open_storage(stack, settings)
-        sweep = Sweep(db, storage)
+        sweep = Sweep(db, storage, settings.upload_deadline_seconds)
         await sweep.recognise()
         keys = await load_keys(db, settings)
         images = images or await _open_images(stack, settings)
@@ -154,9 +151,6 @@ async def _open_database(stack: AsyncExitStack, settings: Settings, clock: Clock
 async def _open_storage(stack: AsyncExitStack, settings: Settings) -> Storage:
     storage = await open_storage(settings)
     stack.push_async_callback(storage.close)
-    if is_sqlite(settings.sqlalchemy_url):
-        # Nobody else writes there; what other replicas may write to, the sweep removes.
-        await asyncio.to_thread(remove_older, storage.staging_dir, _NEVER)
     return storage
 
 

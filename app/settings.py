@@ -84,7 +84,7 @@ class Settings(BaseSettings):
     max_concurrent_uploads: int = Field(128, ge=1)
     disk_reserve_bytes: int = Field(256_000_000, ge=0)
     upload_idle_seconds: float = Field(30.0, gt=0, allow_inf_nan=False)
-    upload_deadline_seconds: float = Field(3600.0, gt=0, allow_inf_nan=False)
+    upload_deadline_seconds: float = Field(3600.0, gt=0, le=604_800, allow_inf_nan=False)
     restrict_client_params: bool = False
     sync_budget_seconds: float = Field(3.0, ge=0, allow_inf_nan=False)
     provider_timeout_seconds: float = Field(10.0, gt=0, allow_inf_nan=False)

@@ -20,13 +20,21 @@ from app.settings import Settings, load_settings
 from tests.emulators.rekognition import RekognitionEmulator
 from tests.emulators.s3 import S3Emulator
 from tests.emulators.vision import VisionEmulator
-from tests.postgres import Postgres, is_available, running_postgres
+from tests.postgres import Postgres, running_postgres
+from tests.postgres import is_available as postgres_is_available
 from tests.server import EventLoop, LoupeServer
+from tests.strace import is_available as strace_is_available
 
 Serve = Callable[..., LoupeServer]
 
-# Slow, and it wants strace and mounts: `make torture`.
-collect_ignore = [] if "LOUPE_TORTURE" in os.environ else ["torture"]
+# What tests with these markers need, and what is told when it is not here.
+TOOLS: dict[str, tuple[Callable[[], bool], str]] = {
+    "postgres": (
+        postgres_is_available,
+        "PostgreSQL was not found (no server binaries, no LOUPE_TEST_POSTGRES_URL)",
+    ),
+    "strace": (strace_is_available, "strace was not found, or may not trace"),
+}
 
 # Tracebacks with every local variable, as is the default, take seconds to write.
 structlog.configure(
@@ -231,23 +239,22 @@ def s3(s3_server: S3Emulator, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Emu
     s3_server.faults.clear()
 
 
+def _missing_tools() -> list[str]:
+    return [marker for marker, (is_available, _) in TOOLS.items() if not is_available()]
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if is_available():
-        return
-    left_out = [item for item in items if item.get_closest_marker("postgres")]
-    items[:] = [item for item in items if not item.get_closest_marker("postgres")]
+    missing = _missing_tools()
+    left_out = [item for item in items if any(map(item.get_closest_marker, missing))]
+    items[:] = [item for item in items if item not in left_out]
     config.hook.pytest_deselected(items=left_out)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if not is_available():
-        terminalreporter.write_line(
-            "PostgreSQL was not found (no server binaries, no LOUPE_TEST_POSTGRES_URL): "
-            "its tests were left out.",
-            red=True,
-        )
+    for marker in _missing_tools():
+        terminalreporter.write_line(f"{TOOLS[marker][1]}: its tests were left out.", red=True)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    if not is_available() and os.environ.get("CI") == "true":
+    if _missing_tools() and os.environ.get("CI") == "true":
         session.exitstatus = pytest.ExitCode.TESTS_FAILED

@@ -1,6 +1,6 @@
 """Clears away what uploads and deletions leave behind when a process dies in the middle.
 
-Harmless from several replicas at once. Nothing is touched that is younger than an upload may be:
+Harmless from several replicas at once. No blob is touched that is younger than an upload may be:
 its row may be about to be committed, here or on another replica.
 """
 
@@ -20,19 +20,35 @@ from app.storage.base import BlobMissing, Storage, StorageUnavailable
 
 log = structlog.get_logger(__name__)
 
-UPLOAD_DEADLINE_SECONDS = 3600.0
-"""No row is inserted for a blob that was stored longer ago than half of this; the other half is
-for clocks that differ."""
+STORING_SECONDS = 1800.0
+"""How long after the deadline of its body an upload's row may be inserted: until then its file is
+fetched, looked at and stored."""
+CLOCKS_DIFFER_SECONDS = 1800.0
+"""Between what writes files, what stores them and what sweeps."""
 INTERVAL_SECONDS = 3600.0
 BATCH_ROWS = 500
 
 
 class Sweep:
-    """Deletes blobs without a row and what is left of unfinished uploads."""
+    """Deletes blobs without a row and what is left of unfinished uploads.
 
-    def __init__(self, db: Database, storage: Storage, *, batch_rows: int = BATCH_ROWS) -> None:
+    upload_deadline_seconds: for an upload's body, in every process on this database.
+    """
+
+    def __init__(
+        self,
+        db: Database,
+        storage: Storage,
+        upload_deadline_seconds: float,
+        *,
+        batch_rows: int = BATCH_ROWS,
+    ) -> None:
         self._db = db
         self._storage = storage
+        # A file's time may be that of its first block, at the very beginning of its upload.
+        self._age = timedelta(
+            seconds=upload_deadline_seconds + STORING_SECONDS + CLOCKS_DIFFER_SECONDS
+        )
         self._batch_rows = batch_rows
         self._last_checked = ""
 
@@ -49,7 +65,7 @@ class Sweep:
         """Once. Raises StorageUnavailable, and what the database raises."""
         # The earlier of both: a clock that was set forward makes nothing look old.
         clock = self._db.clock
-        before = min(clock.now(), clock.wall()) - timedelta(seconds=UPLOAD_DEADLINE_SECONDS)
+        before = min(clock.now(), clock.wall()) - self._age
         if await self._is_ours():
             await self._delete_orphans(before)
             await self._remove_unfinished(before)
@@ -87,7 +103,8 @@ class Sweep:
             keys = [blob.key for blob in page if blob.modified_at < before]
             for start in range(0, len(keys), self._batch_rows):
                 batch = keys[start : start + self._batch_rows]
-                wanted = await self._db.scan(_known_keys, batch)
+                # As a write: on SQLite none is then under way that could insert one of them.
+                wanted = await self._db.write(_known_keys, batch)
                 for key in batch:
                     if key not in wanted:
                         await self._storage.delete(key)

@@ -20,7 +20,7 @@ from app.files.objects import upload_object
 from app.files.schemas import UploadFields
 from app.files.service import Blob, RunContext, Stored, repeat_answer, store_upload
 from app.files.staging import FileTooLarge, InvalidFile, StagedFile, Staging
-from app.files.sweep import UPLOAD_DEADLINE_SECONDS
+from app.files.sweep import STORING_SECONDS
 from app.files.tagging import FileTagging, KeepAnswer, WebhookRules
 from app.files.types import mime_type
 from app.ids import new_id
@@ -75,6 +75,7 @@ class Uploader:
 
         Raises ApiError.
         """
+        store_by_seconds = time.monotonic() + self._limits.deadline_seconds + STORING_SECONDS
         api_key = self._private_key(request)
         with self._admission.one():
             staging = Staging(self._storage.staging_dir, self._limits.max_bytes)
@@ -87,7 +88,6 @@ class Uploader:
                 if key is not None and (answer := await self._repeated(key, upload)) is not None:
                     return answer
                 blob = await asyncio.to_thread(self._examine, staged, upload.file_name)
-                store_by_seconds = time.monotonic() + UPLOAD_DEADLINE_SECONDS / 2
                 await self._storage.put(staged.path, blob.key)
             finally:
                 staging.discard()
@@ -248,8 +248,8 @@ def _store_in_time(
     context: RunContext,
     key: IdempotencyKey | None,
 ) -> Stored:
-    """store_by_seconds: of time.monotonic(). The blob of a process that was frozen for longer may
-    have been swept by another."""
+    """store_by_seconds: of time.monotonic(). The blob of an upload that took longer, or whose
+    process was frozen, may have been swept."""
     if time.monotonic() > store_by_seconds:
         raise NoRoom("Your request took too long. Please try again later.")
     return store_upload(tx, upload, blob, rules, context, key)

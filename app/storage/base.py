@@ -28,15 +28,17 @@ class Storage(Protocol):
     """Blobs under keys as `new_id()` makes them; a blob never changes once it is stored.
 
     Everything but `close` raises StorageUnavailable.
-    staging_dir: on a local disk, where callers write a file that `put` will take and remove what
-    it did not take.
+    staging_dir: on a local disk, this process's own while it is open, where callers write a file
+    that `put` will take and remove what it did not take.
     """
 
     name: str
-    staging_dir: Path
+
+    @property
+    def staging_dir(self) -> Path: ...
 
     async def open(self) -> None:
-        """Makes ready to store."""
+        """Makes ready to store, and removes what processes that have ended staged."""
 
     async def put(self, staged: Path, key: str) -> None:
         """Moves a finished file in. When this returns, the bytes outlive a power cut.
@@ -57,7 +59,10 @@ class Storage(Protocol):
         """Every blob, in pages and in no order. What is no blob of ours is left out."""
 
     async def remove_unfinished(self, before: datetime) -> None:
-        """Removes staged files, and parts of blobs, that nobody has written to since."""
+        """Removes what processes that have ended staged.
+
+        Of others', removes staged files, and parts of blobs, that nobody has written to since.
+        """
 
     async def claim(self, owner: str) -> str:
         """Notes whose blobs these are, if that was not noted yet. Returns whose they are."""

@@ -18,7 +18,7 @@ from app.storage.base import (
     StoredBlob,
     system_errors_as_unavailable,
 )
-from app.storage.disk import remove_older, sync_directory, try_to_write
+from app.storage.disk import StagingDirectory, sync_directory, try_to_write
 
 log = structlog.get_logger(__name__)
 
@@ -33,8 +33,12 @@ class LocalStorage:
     def __init__(self, root: Path) -> None:
         self._root = root
         self._blobs = root / "blobs"
-        self.staging_dir = root / "staging"
+        self._staging = StagingDirectory(root / "staging")
         self._has_failed = False
+
+    @property
+    def staging_dir(self) -> Path:
+        return self._staging.path
 
     async def open(self) -> None:
         with system_errors_as_unavailable(f"cannot store files in {self._root}"):
@@ -42,7 +46,7 @@ class LocalStorage:
 
     def _make_directories(self) -> None:
         """All of them now, so that storing a blob has one directory entry to make durable."""
-        self.staging_dir.mkdir(parents=True, exist_ok=True)
+        self._staging.open()
         for number in range(256):
             (self._blobs / f"{number:02x}").mkdir(parents=True, exist_ok=True)
         for directory in (self._blobs, self._blobs.parent, self._blobs.parent.parent):
@@ -126,7 +130,8 @@ class LocalStorage:
 
     async def remove_unfinished(self, before: datetime) -> None:
         with system_errors_as_unavailable("cannot remove staged files"):
-            await asyncio.to_thread(remove_older, self.staging_dir, before)
+            await asyncio.to_thread(self._staging.remove_dead)
+            await asyncio.to_thread(self._staging.remove_older, before)
 
     async def claim(self, owner: str) -> str:
         with system_errors_as_unavailable("cannot tell whose files these are"):
@@ -138,7 +143,7 @@ class LocalStorage:
             await asyncio.to_thread(try_to_write, self.staging_dir)
 
     async def close(self) -> None:
-        pass
+        await asyncio.to_thread(self._staging.close)
 
 
 def _read_or_write(path: Path, text: str) -> str:

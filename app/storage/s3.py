@@ -31,7 +31,7 @@ from app.storage.base import (
     StoredBlob,
     system_errors_as_unavailable,
 )
-from app.storage.disk import remove_older, try_to_write
+from app.storage.disk import StagingDirectory, try_to_write
 
 if TYPE_CHECKING:
     from types_boto3_s3 import S3Client
@@ -79,7 +79,7 @@ class S3Storage:
         page_keys: int = 1000,
         check_seconds: float = 5.0,
     ) -> None:
-        self.staging_dir = staging_dir
+        self._staging = StagingDirectory(staging_dir)
         self._bucket = bucket
         self._prefix = f"{prefix}/" if prefix else ""
         self._page_keys = page_keys
@@ -87,9 +87,13 @@ class S3Storage:
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix=self.name)
         self._is_open = False
 
+    @property
+    def staging_dir(self) -> Path:
+        return self._staging.path
+
     async def open(self) -> None:
         with system_errors_as_unavailable(f"cannot stage files in {self.staging_dir}"):
-            await asyncio.to_thread(self.staging_dir.mkdir, parents=True, exist_ok=True)
+            await asyncio.to_thread(self._staging.open)
         await self._call(self._make_client)
         await self.check()
 
@@ -145,7 +149,8 @@ class S3Storage:
     async def remove_unfinished(self, before: datetime) -> None:
         """Also the uploads in parts whose process died: they are billed, and no list shows them."""
         with system_errors_as_unavailable("cannot remove staged files"):
-            await asyncio.to_thread(remove_older, self.staging_dir, before)
+            await asyncio.to_thread(self._staging.remove_dead)
+            await asyncio.to_thread(self._staging.remove_older, before)
         await self._call(self._abort_older, before)
 
     async def claim(self, owner: str) -> str:
@@ -162,6 +167,7 @@ class S3Storage:
 
     async def close(self) -> None:
         await asyncio.to_thread(self._threads.shutdown, cancel_futures=True)
+        await asyncio.to_thread(self._staging.close)
         if self._is_open:
             self._client.close()
 

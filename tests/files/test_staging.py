@@ -153,17 +153,37 @@ def test_a_client_that_hangs_up_halfway_leaves_nothing(
     assert not [record for record in caplog.records if record.levelname in ("ERROR", "CRITICAL")]
 
 
-@on_sqlite_only
 def test_what_a_dead_process_staged_is_removed_at_the_start(serve: Serve) -> None:
     first = serve()
     accepted(post_body(first, as_binary(b"kept")))
-    abandoned = first.resources.storage.staging_dir / "0123456789abcdef01234567"
-    abandoned.write_bytes(b"half a file")
     first.stop()
+    abandoned = first.resources.storage.staging_dir / "0123456789abcdef01234567"
+    abandoned.parent.mkdir()
+    abandoned.write_bytes(b"half a file")
     second = serve()
-    assert not abandoned.exists()
+    assert not abandoned.parent.exists()
     [row] = second.rows(select(files.c.id))
     assert stored_bytes(second, row.id) == b"kept"
+
+
+@pytest.mark.parametrize("database_url", ["postgres"], indirect=True)
+@pytest.mark.postgres
+def test_a_replica_that_starts_leaves_alone_what_another_is_writing(serve: Serve) -> None:
+    first = serve()
+    body = as_binary(random.Random(5).randbytes(4_000_000))
+    with RawConnection(first.url) as connection:
+        connection.send_upload_head(f"Content-Length: {len(body)}")
+        connection.send(body[:3_000_000])
+        staged = wait_until(
+            lambda: list(first.resources.storage.staging_dir.iterdir()), "a staged file"
+        )
+        second = serve()
+        assert second.resources.storage.staging_dir.parent == staged[0].parent.parent
+        second.stop()
+        assert staged[0].exists()
+        connection.send(body[3_000_000:])
+        assert connection.read_answer().status == 200
+    assert not staged[0].exists()
 
 
 # --- the server as a process of its own -------------------------------------------------------
@@ -200,6 +220,9 @@ class Process:
             return self.client.get("/healthz").status_code == 200
         except httpx.ConnectError:
             return False
+
+    def staged_files(self) -> list[Path]:
+        return list((self.storage / "staging").glob("*/*"))
 
     def logs(self) -> list[dict[str, Any]]:
         """Every line so far; each has to be JSON."""
@@ -281,8 +304,10 @@ def test_a_hang_up_is_logged_in_one_line_and_without_a_traceback(process: Proces
     with RawConnection(process.url) as connection:
         connection.send_upload_head(f"Content-Length: {len(body)}")
         connection.send(body[:3_000_000])
-        wait_until(lambda: list((process.storage / "staging").iterdir()), "a staged file")
-    wait_until(lambda: not list((process.storage / "staging").iterdir()), "none", timeout_seconds=5)
+        wait_until(lambda: list((process.storage / "staging").glob("*/*")), "a staged file")
+    wait_until(
+        lambda: not list((process.storage / "staging").glob("*/*")), "none", timeout_seconds=5
+    )
     assert _wait_for_log(process, "client went away")["level"] == "info"
     assert not [line for line in process.logs() if "exception" in line]
     assert not [line for line in process.logs() if line["level"] in ("error", "critical")]

@@ -1,27 +1,31 @@
 """What a death in the middle leaves behind is cleared away, and nothing else ever is."""
 
 import asyncio
+import threading
 import time
+from collections.abc import AsyncGenerator
 from datetime import datetime, timedelta
-from pathlib import Path
 
 import pytest
 import structlog
 from sqlalchemy import func, select, update
 
 from app.clock import Clock
+from app.db import Tx
 from app.files.models import versions
 from app.files.service import delete_file
-from app.files.sweep import Sweep
+from app.files.sweep import CLOCKS_DIFFER_SECONDS, STORING_SECONDS, Sweep
 from app.ids import new_id
 from app.keys import generated_secrets
-from app.storage.base import BlobMissing
+from app.storage.base import BlobMissing, StoredBlob
 from tests.conftest import Serve
 from tests.emulators.s3 import S3Emulator
 from tests.server import LoupeServer
 from tests.storage.support import STORAGES
 
 CONTENT = b"the content of a file"
+# With the default deadline nothing that is older can get a row.
+LATER = timedelta(hours=3)
 
 
 class Movable(Clock):
@@ -99,13 +103,19 @@ def _sweep_later(server: LoupeServer, *, times: int = 1, batch_rows: int = 500) 
 def _move_clock(server: LoupeServer) -> None:
     clock = server.resources.db.clock
     assert isinstance(clock, Movable)
-    clock.ahead = timedelta(hours=2)
+    clock.ahead = LATER
 
 
 def _sweep(server: LoupeServer, *, times: int = 1, batch_rows: int = 500) -> None:
-    sweep = Sweep(server.resources.db, server.resources.storage, batch_rows=batch_rows)
+    sweep = _new_sweep(server, batch_rows)
     for _ in range(times):
         server.run(sweep.sweep())
+
+
+def _new_sweep(server: LoupeServer, batch_rows: int = 500) -> Sweep:
+    resources = server.resources
+    deadline_seconds = resources.settings.upload_deadline_seconds
+    return Sweep(resources.db, resources.storage, deadline_seconds, batch_rows=batch_rows)
 
 
 def test_an_old_blob_without_a_row_is_deleted_and_files_keep_theirs(server: LoupeServer) -> None:
@@ -139,7 +149,7 @@ def test_replicas_may_sweep_at_the_same_time(server: LoupeServer) -> None:
 
     async def sweep_thrice() -> None:
         _move_clock(server)
-        sweeps = [Sweep(server.resources.db, server.resources.storage) for _ in range(3)]
+        sweeps = [_new_sweep(server) for _ in range(3)]
         await asyncio.gather(*(sweep.sweep() for sweep in sweeps))
 
     server.run(sweep_thrice())
@@ -195,7 +205,7 @@ def test_a_server_sweeps_when_it_starts(storage_url: str, serve: Serve) -> None:
     orphan = _orphan(first)
     first.stop()
     clock = Movable()
-    clock.ahead = timedelta(hours=2)
+    clock.ahead = LATER
     server = serve(storage_url=storage_url, clock=clock)
     deadline = time.monotonic() + 20
     while _has_blob(server, orphan):
@@ -203,11 +213,45 @@ def test_a_server_sweeps_when_it_starts(storage_url: str, serve: Serve) -> None:
         time.sleep(0.02)
 
 
-def test_what_was_staged_before_a_start_is_gone_when_nobody_else_can_be_writing(
-    serve: Serve, tmp_path: Path, database_url: str
+@pytest.mark.parametrize("deadline_seconds", [1.0, 3600.0, 604_800.0])
+def test_what_may_still_get_its_row_is_kept_whatever_the_deadline_is(
+    storage_url: str, serve: Serve, deadline_seconds: float
 ) -> None:
-    serve().stop()
-    staged = tmp_path / "files" / "staging" / new_id()
-    staged.write_bytes(b"half a fi")
-    serve()
-    assert staged.exists() is database_url.startswith("postgresql")
+    clock = Movable()
+    server = serve(storage_url=storage_url, clock=clock, upload_deadline_seconds=deadline_seconds)
+    orphan = _orphan(server)
+    clock.ahead = timedelta(seconds=deadline_seconds + STORING_SECONDS)
+    _sweep(server)
+    assert _has_blob(server, orphan)
+    clock.ahead += timedelta(seconds=CLOCKS_DIFFER_SECONDS + 60)
+    _sweep(server)
+    assert not _has_blob(server, orphan)
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_a_row_that_is_being_inserted_while_the_sweep_looks_keeps_its_blob(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As that of a process that is frozen in the middle of it, for longer than any upload lasts."""
+    server = serve(clock=Movable())
+    orphan, key = _orphan(server), _blob_key(server, _upload(server))
+    begun, go_on = threading.Event(), threading.Event()
+    list_blobs = server.resources.storage.list_blobs
+    inserting = []
+
+    def name_the_orphan(tx: Tx) -> None:
+        begun.set()
+        assert go_on.wait(30)
+        tx.execute(update(versions).where(versions.c.blob_key == key).values(blob_key=orphan))
+
+    async def list_while_it_is_inserted() -> AsyncGenerator[list[StoredBlob]]:
+        inserting.append(asyncio.create_task(server.resources.db.write(name_the_orphan)))
+        assert await asyncio.to_thread(begun.wait, 30)
+        asyncio.get_running_loop().call_later(0.3, go_on.set)
+        async for page in list_blobs():
+            yield page
+
+    monkeypatch.setattr(server.resources.storage, "list_blobs", list_while_it_is_inserted)
+    _sweep_later(server)
+    assert [task.exception() for task in inserting] == [None]
+    assert _has_blob(server, orphan)

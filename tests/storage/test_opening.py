@@ -29,12 +29,12 @@ def test_the_default_is_a_directory_in_the_data_directory(
 ) -> None:
     storage = _open(tmp_path, event_loop_thread, "")
     assert storage.name == "local"
-    assert storage.staging_dir == tmp_path / "files" / "staging"
+    assert storage.staging_dir.parent == tmp_path / "files" / "staging"
 
 
 def test_a_file_url_is_a_directory(tmp_path: Path, event_loop_thread: EventLoop) -> None:
     storage = _open(tmp_path / "data", event_loop_thread, f"file://{tmp_path}/elsewhere")
-    assert storage.staging_dir == tmp_path / "elsewhere" / "staging"
+    assert storage.staging_dir.parent == tmp_path / "elsewhere" / "staging"
 
 
 @pytest.mark.parametrize("path", ["", "/", "/some/prefix", "/some/prefix/"])
@@ -43,7 +43,7 @@ def test_an_s3_url_is_a_bucket_and_files_are_staged_on_the_local_disk(
 ) -> None:
     storage = _open(tmp_path, event_loop_thread, f"s3://{s3.create_bucket()}{path}")
     assert storage.name == "s3"
-    assert storage.staging_dir == tmp_path / "staging"
+    assert storage.staging_dir.parent == tmp_path / "staging"
 
 
 @pytest.mark.parametrize(

@@ -154,7 +154,7 @@ def test_a_disk_that_fills_up_gets_503_until_it_has_room(small_disk: Path, serve
 def test_an_upload_that_was_frozen_for_too_long_leaves_nothing(
     server: LoupeServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(upload, "UPLOAD_DEADLINE_SECONDS", -1.0)
+    monkeypatch.setattr(upload, "STORING_SECONDS", -3601.0)
     _assert_unavailable(server.upload(b"content"))
     _assert_nothing_is_left(server)
     blobs = [path for path in (tmp_path / "files" / "blobs").rglob("*") if path.is_file()]

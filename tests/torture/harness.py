@@ -3,16 +3,18 @@
 `LOUPE_TORTURE=full`, as `make torture` sets it, runs the full sizes; any other value small ones.
 """
 
+import contextlib
 import hashlib
 import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +23,6 @@ from typing import Any
 import httpx
 
 from app.settings import DEVELOPMENT_PRIVATE_KEY
-from tests.postgres import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 IS_FULL = os.environ.get("LOUPE_TORTURE") == "full"
@@ -44,15 +45,29 @@ def report(name: str, **counts: Any) -> None:
     print(f"{name}: " + ", ".join(f"{k} {v}" for k, v in counts.items()))  # noqa: T201
 
 
+def lasting_port() -> int:
+    """A free loopback port that no outgoing connection is given while its server is down."""
+    lowest_ephemeral = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    for _ in range(100):
+        port = random.SystemRandom().randrange(10_000, lowest_ephemeral)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("no free port")
+
+
 class ServerProcess:
-    """`python -m app serve` on a fixed loopback port, so that it comes back where it was."""
+    """`python -m app serve` on a fixed loopback port, so that it comes back where it was.
+
+    It has no variable of the caller's environment but PATH.
+    """
 
     command = "serve"
 
     def __init__(self, directory: Path, database_url: str, **settings: str) -> None:
         self.directory = directory
         self.log = directory / "server.log"
-        self.port = free_port()
+        self.port = lasting_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.environment = {
             "PATH": os.environ["PATH"],
@@ -84,7 +99,7 @@ class ServerProcess:
         if wait:
             self.wait_until_ready()
 
-    def wait_until_ready(self, timeout_seconds: float = 60) -> None:
+    def wait_until_ready(self, timeout_seconds: float = 180) -> None:
         def is_ready() -> bool:
             assert self.process is not None
             assert self.process.poll() is None, f"the server ended:\n{self.log_tail()}"
@@ -97,6 +112,10 @@ class ServerProcess:
 
     def log_tail(self) -> str:
         return self.log.read_text(errors="replace")[-3000:]
+
+    def logged(self, event: str) -> list[dict[str, Any]]:
+        lines = map(json.loads, self.log.read_text().splitlines())
+        return [line for line in lines if line["event"] == event]
 
     def signal(self, number: signal.Signals) -> None:
         assert self.process is not None
@@ -173,11 +192,13 @@ class Load:
     """Uploads different pictures from several threads until it is told to stop.
 
     base: a picture whose end may be followed by anything, so that each upload's bytes differ.
+    every: of so many uploads one has `fields`, such as extensions, which take longer than storing.
     """
 
     url: str
     base: bytes
     fields: dict[str, str]
+    every: int = 1
     threads: int = 4
     acknowledged: list[Acknowledged] = field(default_factory=list)
     refused: list[tuple[int, str]] = field(default_factory=list)
@@ -219,7 +240,11 @@ class Load:
         answer = client.post(
             f"{self.url}/api/v1/files/upload",
             files={"file": ("a.jpg", content)},
-            data={"fileName": f"{number}.jpg", "folder": f"/{number % 7}", **self.fields},
+            data={
+                "fileName": f"{number}.jpg",
+                "folder": f"/{number % 7}",
+                **({} if number % self.every else self.fields),
+            },
         )
         with self._lock:
             if answer.status_code != 200:
@@ -245,6 +270,21 @@ def both_extensions(min_confidence: int = 0, max_tags: int = 30) -> str:
     )
 
 
+def files_named(server: ServerProcess, name: str) -> list[dict[str, Any]]:
+    listed = httpx.get(f"{server.url}/v1/files", params={"name": name}, auth=AUTH, timeout=60)
+    files: list[dict[str, Any]] = listed.raise_for_status().json()
+    return files
+
+
+def has_content(file: Mapping[str, Any], content: bytes) -> bool:
+    """file: as the API shows it."""
+    return httpx.get(file["url"], timeout=60).raise_for_status().content == content
+
+
 def staged_files(directory: Path) -> list[Path]:
     """What uploads have left behind below a data directory."""
-    return [path for path in directory.rglob("staging/*") if path.is_file()]
+    return [path for path in directory.rglob("staging/**/*") if _is_staged_file(path)]
+
+
+def _is_staged_file(path: Path) -> bool:
+    return path.is_file() and path.suffix != ".lock"

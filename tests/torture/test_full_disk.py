@@ -1,78 +1,127 @@
 """A disk that is full: uploads are refused, reads live on, and space brings uploads back."""
 
 import os
+import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
 
 import httpx
 import pytest
 
-from app import schema
 from tests import pictures
-from tests.torture.harness import AUTH, ServerProcess, report, running, staged_files
+from tests.strace import attached
+from tests.torture.harness import (
+    ServerProcess,
+    has_content,
+    report,
+    running,
+    size,
+    staged_files,
+    wait_for,
+)
+from tests.torture.uploads import upload
 
-DISK_BYTES = 12 * 1024 * 1024
+pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+
+DISK_BYTES = 24 * 1024 * 1024
+RECOVERY_SECONDS = 5
+REFUSALS = size(5, 50)
+READS = size(10, 500)
+# Large enough for its first block to be written before its end has come.
+CONTENT = pictures.jpeg() + os.urandom(1_500_000)
+NOTHING_STORES = "fsync,rename,pwrite64,fdatasync"
 
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     directory = tmp_path / "disk"
     directory.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs", str(directory)],
-        capture_output=True,
-        check=False,
-    )
-    if mounted.returncode != 0:
-        pytest.skip("no tmpfs can be mounted here")
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs", str(directory)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("needs the right to mount a tmpfs")
     yield directory
     subprocess.run(["umount", str(directory)], check=True)
 
 
-def upload(server: ServerProcess, content: bytes) -> httpx.Response:
-    return httpx.post(
-        f"{server.url}/api/v1/files/upload",
-        files={"file": ("a.jpg", content)},
-        data={"fileName": "a.jpg"},
-        auth=AUTH,
-        timeout=30,
+@contextmanager
+def filled(disk: Path) -> Iterator[None]:
+    """To the last byte."""
+    filler = disk / "filler"
+    with filler.open("wb", buffering=0) as file:
+        while free_bytes := os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize:
+            file.write(bytes(min(free_bytes, 1024 * 1024)))
+    yield
+    filler.unlink()
+
+
+@pytest.mark.parametrize("on_disk", ["files", "database", "both"])
+def test_full_disk_refuses_uploads_serves_reads_and_recovers(
+    small_disk: Path, tmp_path: Path, database_url: str, on_disk: str
+) -> None:
+    if on_disk != "files":
+        shutil.move(tmp_path / "loupe.db", small_disk)
+        database_url = f"sqlite:///{small_disk}/loupe.db"
+    files = tmp_path / "files" if on_disk == "database" else small_disk / "files"
+    server = ServerProcess(
+        tmp_path,
+        database_url,
+        LOUPE_STORAGE_URL=f"file://{files}",
+        LOUPE_DISK_RESERVE_BYTES="0",
     )
-
-
-def test_full_disk_refuses_uploads_serves_reads_and_recovers(small_disk: Path) -> None:
-    url = f"sqlite:///{small_disk / 'loupe.db'}"
-    schema.upgrade(url)
-    server = ServerProcess(small_disk, url, LOUPE_DISK_RESERVE_BYTES="0")
     with running(server):
-        first = upload(server, pictures.jpeg()).json()
-        filler = small_disk / "filler"
-        with filler.open("wb") as file:
-            free = os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_frsize
-            file.write(b"x" * (free - 200_000))
-        big = pictures.jpeg() + os.urandom(1_000_000)
-        refusals = [upload(server, big) for _ in range(10)]
-        assert {answer.status_code for answer in refusals} == {503}
-        assert all("retry-after" in answer.headers for answer in refusals)
-        assert all(set(answer.json()) == {"message", "help"} for answer in refusals)
-        reads = [httpx.get(first["url"], timeout=30).status_code for _ in range(50)]
-        assert set(reads) == {200}
-        filler.unlink()
-        deadline = time.monotonic() + 5
-        while (status := upload(server, big).status_code) != 200:
-            assert time.monotonic() < deadline
-        assert status == 200
-        report("full disk", refused=len(refusals), reads=len(reads))
-    assert staged_files(small_disk) == []
+        _check_while_full(server, partial(filled, small_disk), f"full disk with {on_disk}")
 
 
-def test_upload_below_the_reserve_is_refused_before_its_body_is_read(small_disk: Path) -> None:
-    url = f"sqlite:///{small_disk / 'loupe.db'}"
-    schema.upgrade(url)
-    server = ServerProcess(small_disk, url, LOUPE_DISK_RESERVE_BYTES=str(10**9))
+@pytest.mark.strace
+def test_calls_that_find_no_room_refuse_uploads_serve_reads_and_recover(
+    tmp_path: Path, database_url: str
+) -> None:
+    """Where no disk can be made for it: every call that stores something fails for want of room."""
+    server = ServerProcess(tmp_path, database_url, LOUPE_DISK_RESERVE_BYTES="0")
     with running(server):
-        refused = upload(server, pictures.jpeg())
+        full = partial(attached, server, NOTHING_STORES, "error=ENOSPC")
+        _check_while_full(server, full, "no room")
+
+
+def _check_while_full(
+    server: ServerProcess, full: Callable[[], AbstractContextManager[object]], name: str
+) -> None:
+    stored = upload(server, CONTENT, "before.jpg").raise_for_status().json()
+    with full():
+        refusals = [upload(server, CONTENT, f"{number}.jpg") for number in range(REFUSALS)]
+        reads = [has_content(stored, CONTENT) for _ in range(READS)]
+        is_answering = httpx.get(f"{server.url}/healthz", timeout=60).status_code == 200
+    freed_at = time.monotonic()
+    assert {answer.status_code for answer in refusals} == {503}
+    assert all(int(answer.headers["retry-after"]) > 0 for answer in refusals)
+    assert all(set(answer.json()) == {"message", "help"} for answer in refusals)
+    assert all(reads)
+    assert is_answering
+    seconds = _seconds_to_recover(server, freed_at)
+    assert staged_files(server.directory) == []
+    report(name, refused=len(refusals), reads=len(reads), recovered_within_seconds=seconds)
+
+
+def _seconds_to_recover(server: ServerProcess, freed_at: float) -> float:
+    """Until the beginning of the first upload that is stored."""
+    begun_at = freed_at
+    while upload(server, CONTENT, "after.jpg").status_code != 200:
+        begun_at = time.monotonic()
+        assert begun_at - freed_at < RECOVERY_SECONDS
+    wait_for(lambda: httpx.get(f"{server.url}/readyz", timeout=60).status_code == 200, "ready")
+    return round(begun_at - freed_at, 1)
+
+
+def test_upload_below_the_reserve_is_refused_before_its_body_is_read(
+    tmp_path: Path, database_url: str
+) -> None:
+    server = ServerProcess(tmp_path, database_url, LOUPE_DISK_RESERVE_BYTES=str(10**18))
+    with running(server):
+        refused = upload(server, CONTENT)
         assert refused.status_code == 503
         assert "retry-after" in refused.headers
-        assert httpx.get(f"{server.url}/v1/files", auth=AUTH, timeout=30).json() == []
+        assert staged_files(tmp_path) == []
