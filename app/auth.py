@@ -25,6 +25,8 @@ from app.keys import Keys
 
 SIGNATURE_FIELDS = ("publicKey", "token", "expire", "signature")
 LONGEST_EXPIRE_SECONDS = 3600
+CLOCK_SKEW_SECONDS = 300
+"""How far ahead the clock of whoever signs a token (v2) may be."""
 _MAX_HEADER_CHARACTERS = 4096
 _MAX_TOKEN_CHARACTERS = 1000
 _MAX_JWT_CHARACTERS = 128 * 1024
@@ -143,13 +145,17 @@ class Authenticator:
             raise BadRequest("Your request contains expired token.")
         if not 0 < expires_at - issued_at <= LONGEST_EXPIRE_SECONDS:
             raise InvalidToken
+        if expires_at > now.timestamp() + LONGEST_EXPIRE_SECONDS + CLOCK_SKEW_SECONDS:
+            raise InvalidToken
         if claims != {name: value for name, value in fields.items() if name != "token"}:
             raise BadRequest(
                 "Your request contains invalid payload. It does not match with the payload used "
                 "to generate token."
             )
         lasts = timedelta(seconds=expires_at - now.timestamp())
-        if not await self._db.write(_use_token, _digest(token).hex(), now + lasts):
+        # Only what is signed makes a token: its signature has many spellings that decode alike.
+        signed_text = token.rpartition(".")[0]
+        if not await self._db.write(_use_token, _digest(signed_text).hex(), now + lasts):
             raise InvalidToken
 
     def _verified_claims(self, token: str) -> dict[str, Any]:
@@ -170,7 +176,9 @@ class Authenticator:
         return claims
 
     def _checked_expire(self, expire: str) -> datetime:
-        if not re.fullmatch(r"[0-9]{1,12}", expire):
+        # No leading zero: it might be the last digit of a used token, since only the two together
+        # are signed.
+        if not re.fullmatch(r"[1-9][0-9]{0,11}", expire):
             raise BadRequest(_INVALID_EXPIRE)
         now = self._db.clock.wall()
         seconds_ahead = int(expire) - now.timestamp()

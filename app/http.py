@@ -8,6 +8,7 @@ from uuid import uuid4
 import structlog
 from starlette.datastructures import MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import metrics
@@ -17,7 +18,8 @@ from app.logs import bind_request_id, unbind_request_id
 log = structlog.get_logger(__name__)
 
 REQUEST_ID_HEADER = "x-ik-requestid"
-DROP_SECONDS = 1.0
+DROP_SECONDS = 10.0
+DROP_IDLE_SECONDS = 1.0
 MAX_HEADER_BYTES = 64 * 1024
 MAX_HEADERS = 200
 
@@ -76,19 +78,23 @@ def _shutting_down() -> ApiError:
 
 
 class HeaderLimit:
-    """Refuses a header that no client of ours needs: the server below has no limit of its own."""
+    """Refuses a header that no client of ours needs, and HTTP/0.9, which has none: the server below
+    has no limit of its own."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and _is_too_large(scope["headers"]):
-            error = ApiError(
-                431, "Your request's header is too large.", headers={"connection": "close"}
-            )
-            await error_response(error)(scope, receive, send)
-            return
-        await self._app(scope, receive, send)
+        if scope["type"] == "http" and scope["http_version"] == "0.9":
+            await _refusal(400, "Your request is not HTTP/1.1.")(scope, receive, send)
+        elif scope["type"] == "http" and _is_too_large(scope["headers"]):
+            await _refusal(431, "Your request's header is too large.")(scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
+
+
+def _refusal(status_code: int, message: str) -> Response:
+    return error_response(ApiError(status_code, message, headers={"connection": "close"}))
 
 
 def _is_too_large(headers: list[tuple[bytes, bytes]]) -> bool:
@@ -97,7 +103,8 @@ def _is_too_large(headers: list[tuple[bytes, bytes]]) -> bool:
 
 
 class RefusedBodies:
-    """After an early refusal, reads and drops what still comes, for a second at most.
+    """After an early refusal, reads and drops what still comes: for 10 seconds at most, and until a
+    second has brought nothing.
 
     A connection that is closed on unread bytes is reset, and the client may never see the answer.
     """
@@ -138,7 +145,8 @@ class RefusedBodies:
         try:
             async with asyncio.timeout(DROP_SECONDS):
                 while not is_over():
-                    await receive()
+                    async with asyncio.timeout(DROP_IDLE_SECONDS):
+                        await receive()
         except TimeoutError:
             pass
 

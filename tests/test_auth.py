@@ -1,12 +1,14 @@
-"""Private keys over Basic auth, and the signatures of client-side uploads."""
+"""Private keys over Basic auth, and the signatures and tokens of client-side uploads."""
 
 import asyncio
 import base64
 import hashlib
 import hmac
+import json
 import time
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 from uuid import uuid4
 
 import httpx
@@ -38,6 +40,7 @@ BOTH_WAYS = (
     "Your request contains both signature and basic auth parameter. Use only one method, you "
     "might be exposing your private API key."
 )
+UPLOAD_V2 = "/api/v2/files/upload"
 FILE = {"file": base64.b64encode(PICTURE).decode(), "fileName": "picture.jpg"}
 
 
@@ -57,6 +60,33 @@ def signed(
     expire = str(int(time.time()) + 1800 if expire is None else expire)
     signature = upload_signature(private_key, token, expire)
     return {"publicKey": public_key, "token": token, "expire": expire, "signature": signature}
+
+
+def _base64url(raw: bytes) -> str:
+    return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
+
+
+def json_web_token(
+    claims: Any,
+    header: dict[str, Any] | None = None,
+    private_key: str = DEVELOPMENT_PRIVATE_KEY,
+) -> str:
+    """HS256 over any claims and header, sound or not. claims: bytes are sent as they are."""
+    head = {"alg": "HS256", "typ": "JWT", "kid": DEVELOPMENT_PUBLIC_KEY} | (header or {})
+    payload = claims if isinstance(claims, bytes) else json.dumps(claims).encode()
+    signed_text = f"{_base64url(json.dumps(head).encode())}.{_base64url(payload)}"
+    mac = hmac.digest(private_key.encode(), signed_text.encode(), hashlib.sha256)
+    return f"{signed_text}.{_base64url(mac)}"
+
+
+def with_token(
+    fields: dict[str, str], lasts_seconds: int = 1800, **changed_claims: Any
+) -> dict[str, str]:
+    """The fields and the token over them, as a customer's backend makes it."""
+    now = int(time.time())
+    claims = {name: value for name, value in fields.items() if name != "file"}
+    times = {"iat": now, "exp": now + lasts_seconds}
+    return fields | {"token": json_web_token(claims | times | changed_claims)}
 
 
 # --- Basic auth -------------------------------------------------------------------------------
@@ -321,3 +351,67 @@ def test_a_token_replayed_200_times_at_once_works_once(server: LoupeServer) -> N
 
     assert Counter(asyncio.run(replay())) == {200: 1, 400: 199}
     assert len(server.client.get("/v1/files").json()) == 1
+
+
+# --- tokens -----------------------------------------------------------------------------------
+
+
+def post_v2(
+    server: LoupeServer, fields: dict[str, str], client: httpx.Client | None = None
+) -> httpx.Response:
+    """An upload without a private key, unless a client brings one."""
+    form = {name: (None, value) for name, value in fields.items()}
+    if client is not None:
+        return client.post(UPLOAD_V2, files=form)
+    with anonymous(server) as keyless:
+        return keyless.post(UPLOAD_V2, files=form)
+
+
+def test_an_upload_with_a_token_needs_no_private_key(server: LoupeServer) -> None:
+    fields = FILE | {
+        "useUniqueFileName": "false",
+        "tags": "a,ü",
+        "folder": "/by/token",
+        "description": "line one\nline two",
+    }
+    answer = accepted(post_v2(server, with_token(fields)))
+    details = server.details(answer["fileId"])
+    assert (details["filePath"], details["tags"]) == ("/by/token/picture.jpg", ["a", "ü"])
+    assert (details["size"], details["description"]) == (len(PICTURE), "line one\nline two")
+
+
+@pytest.mark.parametrize("lasts_seconds", [1, 30, 3600])
+def test_a_token_may_last_an_hour(shared_server: LoupeServer, lasts_seconds: int) -> None:
+    issued_at = int(time.time()) + 60 - lasts_seconds  # the clocks may differ
+    fields = with_token(FILE, iat=issued_at, exp=issued_at + lasts_seconds)
+    accepted(post_v2(shared_server, fields))
+
+
+def test_a_token_may_stand_before_the_file_and_the_file_be_binary(
+    shared_server: LoupeServer,
+) -> None:
+    fields = with_token({"fileName": "a.jpg"})
+    with anonymous(shared_server) as client:
+        parts = {name: (None, value) for name, value in fields.items()}
+        answer = accepted(client.post(UPLOAD_V2, files={**parts, "file": ("b.jpg", PICTURE)}))
+    assert answer["size"] == len(PICTURE)
+
+
+def test_a_private_key_uploads_by_the_second_version_too(shared_server: LoupeServer) -> None:
+    answer = accepted(post_v2(shared_server, FILE, shared_server.client))
+    assert answer["size"] == len(PICTURE)
+
+
+@on_sqlite_only
+def test_every_key_pair_signs_its_own_tokens(serve: Serve) -> None:
+    server = serve(private_keys="private_new,private_old", public_keys="public_new,public_old")
+    now = int(time.time())
+    claims = {"fileName": FILE["fileName"], "iat": now, "exp": now + 60}
+    for private_key, public_key, status in (
+        ("private_new", "public_new", 200),
+        ("private_old", "public_old", 200),
+        ("private_new", "public_old", 400),
+        (DEVELOPMENT_PRIVATE_KEY, DEVELOPMENT_PUBLIC_KEY, 400),
+    ):
+        token = json_web_token(claims, {"kid": public_key}, private_key)
+        assert post_v2(server, FILE | {"token": token}).status_code == status

@@ -12,7 +12,7 @@ import structlog.testing
 
 from app.extensions.schemas import EXTENSIONS, AutoTagging
 from app.files.schemas import UploadFields
-from app.http import DROP_SECONDS
+from app.http import DROP_IDLE_SECONDS, DROP_SECONDS
 from tests.conftest import Serve
 from tests.files.helpers import (
     BOUNDARY,
@@ -155,7 +155,21 @@ def test_a_refused_client_that_sends_no_more_is_let_go(shared_server: LoupeServe
         connection.send_upload_head(f"Content-Length: {100_000_000}")
         connection.send(b"x" * 1000)
         assert connection.read_to_end().startswith(b"HTTP/1.1 413 ")
-    assert time.monotonic() - started < DROP_SECONDS + 5
+    assert time.monotonic() - started < DROP_IDLE_SECONDS + 5
+
+
+def test_a_refused_client_that_sends_for_seconds_still_sees_its_answer(
+    shared_server: LoupeServer,
+) -> None:
+    """As one behind a slow line, that reads only when it has sent everything."""
+    seconds = 2.5 * DROP_IDLE_SECONDS
+    with nothing_left(shared_server), RawConnection(shared_server.url) as connection:
+        connection.send_upload_head("Content-Length: 100000000")
+        started = time.monotonic()
+        while time.monotonic() - started < seconds:
+            connection.send(b"x" * 1000)
+            time.sleep(0.05)
+        assert connection.read_answer().status == 413
 
 
 def test_a_refused_client_that_never_stops_is_cut_off(shared_server: LoupeServer) -> None:
@@ -163,7 +177,7 @@ def test_a_refused_client_that_never_stops_is_cut_off(shared_server: LoupeServer
     with RawConnection(shared_server.url) as connection:
         connection.send_upload_head("Transfer-Encoding: chunked", "Content-Encoding: gzip")
         with contextlib.suppress(ConnectionError):
-            while time.monotonic() - started < 20:
+            while time.monotonic() - started < DROP_SECONDS + 10:
                 connection.send(b"100\r\n" + b"x" * 256 + b"\r\n")
                 time.sleep(0.001)
     assert time.monotonic() - started < DROP_SECONDS + 10

@@ -8,7 +8,7 @@ from typing import TypedDict
 from app.extensions.provider import Label
 
 MAX_NAME_CHARACTERS = 256
-_UNWANTED_CATEGORIES = {"Cc", "Cf", "Cs", "Co", "Cn"}
+_UNWANTED_CATEGORIES = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 
 
 class AITag(TypedDict):
@@ -39,7 +39,7 @@ def select_tags(
 
 
 def _clean_name(name: str) -> str:
-    """Without control, formatting and unassigned characters, at most 256 of the rest."""
+    """Without control, formatting, unassigned and line-breaking characters, at most 256 in all."""
     kept = (
         c
         for c in name[: 4 * MAX_NAME_CHARACTERS]

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+import orjson
 from sqlalchemy import Table, Text, delete, insert, select, update
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -21,7 +22,8 @@ MAX_KEY_CHARACTERS = 255
 
 
 class IdempotentUpload(Base):
-    """answer: null while the first request runs, until `claimed_until`.
+    """answer: the body as one JSON string, as PostgreSQL would sort an object's keys; null while
+    the first request runs, until `claimed_until`.
 
     key: digest of the API key and the client's. content: digest of the file and its fields.
     """
@@ -32,7 +34,7 @@ class IdempotentUpload(Base):
     content: Mapped[str] = mapped_column(Text)
     file_id: Mapped[str] = mapped_column(Text)
     version_id: Mapped[str] = mapped_column(Text)
-    answer: Mapped[dict[str, Any] | None] = mapped_column(json_column())
+    answer: Mapped[str | None] = mapped_column(json_column())
     claimed_until: Mapped[datetime] = mapped_column(UtcDateTime)
     expires_at: Mapped[datetime] = mapped_column(UtcDateTime, index=True)
 
@@ -78,10 +80,13 @@ def idempotency_key(
     client_key: str | None,
     api_key: str,
     fields: Mapping[str, str],
-    file_digest: str,
+    file: str,
     claim_seconds: float,
 ) -> IdempotencyKey | None:
-    """None when the client sent no key. Raises BadRequest when it is too long."""
+    """None when the client sent no key. Raises BadRequest when it is too long.
+
+    file: its digest, or the URL that it is to be fetched from.
+    """
     if not client_key:
         return None
     if len(client_key) > MAX_KEY_CHARACTERS:
@@ -89,7 +94,7 @@ def idempotency_key(
             f"Your request contains an Idempotency-Key of more than {MAX_KEY_CHARACTERS} "
             "characters."
         )
-    parts = [file_digest, *(f"{name}={fields[name]}" for name in sorted(fields))]
+    parts = [file, *(part for name in sorted(fields) for part in (name, fields[name]))]
     return IdempotencyKey(
         _digest([api_key, client_key]), _digest(parts), claim_seconds + LEASE_SECONDS
     )
@@ -116,7 +121,8 @@ def find_repeat(tx: Tx, key: IdempotencyKey) -> Repeat | None:
         raise OtherContent
     if row.answer is None and row.is_running:
         raise StillRunning
-    return Repeat(row.answer, row.version_id)
+    answer = None if row.answer is None else orjson.loads(row.answer)
+    return Repeat(answer, row.version_id)
 
 
 def claim_key(tx: Tx, key: IdempotencyKey, file_id: str, version_id: str) -> None:
@@ -135,4 +141,5 @@ def claim_key(tx: Tx, key: IdempotencyKey, file_id: str, version_id: str) -> Non
 
 
 def keep_answer(tx: Tx, key: IdempotencyKey, answer: dict[str, Any]) -> None:
-    tx.execute(update(uploads).where(uploads.c.key == key.key).values(answer=answer))
+    text = orjson.dumps(answer).decode()
+    tx.execute(update(uploads).where(uploads.c.key == key.key).values(answer=text))

@@ -59,6 +59,7 @@ class Staging:
         self._waiting: list[bytes] = []
         self._waiting_bytes = 0
         self._head = b""
+        self._finished: StagedFile | None = None
         self.size_bytes = 0
 
     async def write(self, piece: bytes) -> None:
@@ -87,8 +88,13 @@ class Staging:
             view = view[self._file.write(view) :]
 
     async def finish(self) -> StagedFile:
-        await self._in_thread(self._finish)
-        return StagedFile(self._path, self.size_bytes, self._hash.hexdigest(), self._head)
+        """The same again if it is called again."""
+        if self._finished is None:
+            await self._in_thread(self._finish)
+            self._finished = StagedFile(
+                self._path, self.size_bytes, self._hash.hexdigest(), self._head
+            )
+        return self._finished
 
     def _finish(self) -> None:
         self._write_block()

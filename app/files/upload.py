@@ -83,10 +83,13 @@ class Uploader:
                 form = await read_upload_form(request, staging, self._limits)
                 await self._authenticate_form(form, api_key, version)
                 upload = self._validate(form)
-                staged = await self._finish_file(form, staging)
-                key = self._idempotency_key(request, api_key, form, staged)
+                file = form.file_url or (await _finish(staging)).sha256
+                key = self._idempotency_key(request, api_key, form, file)
                 if key is not None and (answer := await self._repeated(key, upload)) is not None:
                     return answer
+                if form.file_url is not None:
+                    await self._fetch(form.file_url, staging)
+                staged = await _finish(staging)
                 blob = await asyncio.to_thread(self._examine, staged, upload.file_name)
                 await self._storage.put(staged.path, blob.key)
             finally:
@@ -125,17 +128,16 @@ class Uploader:
                 )
 
     def _idempotency_key(
-        self, request: Request, api_key: str | None, form: UploadForm, staged: StagedFile
+        self, request: Request, api_key: str | None, form: UploadForm, file: str
     ) -> IdempotencyKey | None:
         """Only with a private key: a signed client upload's token is used once anyway."""
         if api_key is None:
             return None
-        source = form.file_url or staged.sha256
         return idempotency_key(
             request.headers.get("idempotency-key"),
             api_key,
             form.fields,
-            source,
+            file,
             self._tagging.budget_seconds,
         )
 
@@ -149,13 +151,6 @@ class Uploader:
         upload = UploadFields.parse(fields)
         check_webhook_url(upload.webhook_url, self._guard)
         return upload
-
-    async def _finish_file(self, form: UploadForm, staging: Staging) -> StagedFile:
-        if form.file_url is not None:
-            await self._fetch(form.file_url, staging)
-        if staging.size_bytes == 0:
-            raise BadRequest("Your request is missing file parameter.")
-        return await staging.finish()
 
     async def _fetch(self, url: str, staging: Staging) -> None:
         """A remote file that is too large is the caller's choice of URL, hence 400."""
@@ -237,6 +232,12 @@ class Uploader:
             keep_answer(tx, key, upload_object(version, urls, upload.response_fields, statuses))
 
         return keep
+
+
+async def _finish(staging: Staging) -> StagedFile:
+    if staging.size_bytes == 0:
+        raise BadRequest("Your request is missing file parameter.")
+    return await staging.finish()
 
 
 def _store_in_time(
