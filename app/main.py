@@ -289,12 +289,12 @@ def _uploader(resources: Resources, authenticator: Authenticator) -> Uploader:
 
 
 def _add_health(app: FastAPI, resources: Resources) -> None:
-    @app.get("/healthz", tags=["Health"])
+    @app.get("/healthz", tags=["Health"], responses=openapi.WITHOUT_KEY)
     async def healthz() -> dict[str, str]:
         """The process answers."""
         return {"status": "ok"}
 
-    @app.get("/readyz", tags=["Health"])
+    @app.get("/readyz", tags=["Health"], responses=openapi.WITHOUT_KEY)
     async def readyz() -> Response:
         """Database and storage work, and nothing that is due waits for too long.
 
@@ -304,7 +304,12 @@ def _add_health(app: FastAPI, resources: Resources) -> None:
         providers = resources.tagger.provider_names()
         return JsonResponse({"status": "ok", "providers": providers})
 
-    @app.get("/metrics", tags=["Health"], response_class=PlainTextResponse)
+    @app.get(
+        "/metrics",
+        tags=["Health"],
+        response_class=PlainTextResponse,
+        responses=openapi.WITHOUT_KEY,
+    )
     async def expose_metrics() -> Response:
         """For Prometheus. Without the database, what this process has counted itself."""
         is_up = await _gauge_queues(resources.db)

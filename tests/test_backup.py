@@ -19,7 +19,9 @@ pytestmark = on_sqlite_only
 
 
 def sweep(server: LoupeServer) -> None:
-    server.run(Sweep(server.resources.db, server.resources.storage).sweep())
+    resources = server.resources
+    deadline_seconds = resources.settings.upload_deadline_seconds
+    server.run(Sweep(resources.db, resources.storage, deadline_seconds).sweep())
 
 
 def blobs(server: LoupeServer) -> set[bytes]:
@@ -39,7 +41,7 @@ def back_up(server: LoupeServer, target: Path) -> None:
     server.upload(b"newer", "newer.txt")
     server.client.delete(f"/v1/files/{gone['fileId']}")
     shutil.copytree(server.resources.settings.storage_dir, target / "files")
-    long_ago = time.time() - 7200
+    long_ago = time.time() - 4 * 3600
     for path in (target / "files" / "blobs").rglob("*"):
         os.utime(path, (long_ago, long_ago))
 

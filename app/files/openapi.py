@@ -2,19 +2,71 @@
 
 from typing import Any
 
-from app.files.schemas import ErrorBody, FileObject, UpdateRequest, UploadFields, UploadResponse
+from fastapi import Path, Query
+
+from app.extensions.schemas import MAX_ITEMS
+from app.files.schemas import (
+    MAX_LIMIT,
+    MAX_SKIP,
+    ErrorBody,
+    FileObject,
+    UpdateRequest,
+    UploadFields,
+    UploadResponse,
+)
 
 UPLOAD_PATH = "/api/v1/files/upload"
 
-_ERRORS: dict[int | str, dict[str, Any]] = {
-    400: {"model": ErrorBody, "description": "The request is not right; the message says why."},
-    401: {"model": ErrorBody, "description": "No private key."},
-    403: {"model": ErrorBody, "description": "An unknown private key."},
+
+# What parameters may be is described here and checked elsewhere, with the contract's messages.
+
+
+def skip(description: str) -> Any:
+    return Query(description=description, json_schema_extra={"minimum": 0, "maximum": MAX_SKIP})
+
+
+LIMIT: Any = Query(
+    description=f"1 to {MAX_LIMIT}.", json_schema_extra={"minimum": 1, "maximum": MAX_LIMIT}
+)
+
+
+def choice(*values: str, alias: str | None = None, description: str | None = None) -> Any:
+    return Query(
+        alias=alias,
+        description=description or ", ".join(values),
+        json_schema_extra={"enum": list(values)},
+    )
+
+
+def day(alias: str, description: str) -> Any:
+    return Query(alias=alias, description=description, json_schema_extra={"format": "date"})
+
+
+def identifier(description: str, prefix: str = "") -> Any:
+    return Path(description=description, json_schema_extra={"pattern": f"^{prefix}[0-9a-f]{{24}}$"})
+
+
+def error(status: int, description: str) -> dict[int | str, dict[str, Any]]:
+    return {status: {"model": ErrorBody, "description": description}}
+
+
+WITHOUT_KEY: dict[int | str, dict[str, Any]] = {
+    **error(431, "The request's header is too large."),
+    **error(503, "The database, the storage or a place for the request is lacking; try later."),
 }
-_NOT_FOUND: dict[int | str, dict[str, Any]] = {
-    404: {"model": ErrorBody, "description": "No such file."}
+ERRORS: dict[int | str, dict[str, Any]] = {
+    **error(400, "The request is not right; the message says why."),
+    **error(401, "No private key."),
+    **error(403, "An unknown private key."),
+    **WITHOUT_KEY,
 }
+_NOT_FOUND = error(404, "No such file.")
 _REFERENCE = "#/components/schemas/{model}"
+_EXTENSIONS_SCHEMA: dict[str, Any] = {
+    "type": "array",
+    "items": {"$ref": _REFERENCE.format(model="AutoTagging")},
+    "maxItems": MAX_ITEMS,
+}
 _BASIC: list[dict[str, list[str]]] = [{"privateKey": []}]
 
 UPLOADED: dict[str, Any] = {
@@ -88,10 +140,15 @@ def _answer(model: Any, example: Any, errors: dict[int | str, Any]) -> dict[int 
 def _upload_body() -> dict[str, Any]:
     schema = UploadFields.model_json_schema(ref_template=_REFERENCE)
     schema.pop("$defs", None)
-    schema["properties"]["extensions"] = {
-        "type": "string",
-        "description": "JSON array of extensions.",
+    fields = {name: _as_field(field) for name, field in schema["properties"].items()}
+    fields["extensions"] |= {
+        "contentMediaType": "application/json",
+        "contentSchema": _EXTENSIONS_SCHEMA,
         "examples": ['[{"name":"google-auto-tagging","minConfidence":80,"maxTags":10}]'],
+    }
+    fields["customMetadata"] |= {
+        "contentMediaType": "application/json",
+        "contentSchema": {"type": "object", "maxProperties": 0},
     }
     schema["properties"] = {
         "file": {
@@ -99,10 +156,20 @@ def _upload_body() -> dict[str, Any]:
             "format": "binary",
             "description": "The bytes; or, as a text field, base64, a data URI or an http(s) URL.",
         },
-        **schema["properties"],
+        **fields,
     }
     schema["required"] = ["file", "fileName"]
     return {"required": True, "content": {"multipart/form-data": {"schema": schema}}}
+
+
+def _as_field(schema: dict[str, Any]) -> dict[str, Any]:
+    """A form's fields are texts, and the only null is to leave one out."""
+    kinds = [kind for kind in schema.pop("anyOf", []) if kind.get("type") != "null"]
+    field = {**schema, **(kinds[0] if kinds else {})}
+    if field.get("type") in ("array", "object"):
+        told = {key: field[key] for key in ("title", "description") if key in field}
+        return {"type": "string", **told}
+    return field
 
 
 def _json_body(model: Any) -> dict[str, Any]:
@@ -116,27 +183,30 @@ UPLOAD: dict[str, Any] = {
         UploadResponse,
         UPLOADED,
         {
-            **_ERRORS,
-            413: {"model": ErrorBody, "description": "The file is too large."},
-            415: {"model": ErrorBody, "description": "The body is compressed."},
+            **ERRORS,
+            **error(404, "The file of an upload that is repeated has been deleted."),
+            **error(408, "The body arrives too slowly."),
+            **error(409, "The first upload with this Idempotency-Key is still running."),
+            **error(413, "The file is too large."),
+            **error(415, "The body is compressed."),
         },
     ),
     "openapi_extra": {"requestBody": _upload_body(), "security": [*_BASIC, {}]},
 }
 LIST: dict[str, Any] = {
-    "responses": _answer(list[FileObject], [DETAILED], _ERRORS),
+    "responses": _answer(list[FileObject], [DETAILED], ERRORS),
     "openapi_extra": {"security": _BASIC},
 }
 DETAILS: dict[str, Any] = {
-    "responses": _answer(FileObject, DETAILED, {**_ERRORS, **_NOT_FOUND}),
+    "responses": _answer(FileObject, DETAILED, {**ERRORS, **_NOT_FOUND}),
     "openapi_extra": {"security": _BASIC},
 }
 UPDATE: dict[str, Any] = {
-    "responses": _answer(FileObject, DETAILED, {**_ERRORS, **_NOT_FOUND}),
+    "responses": _answer(FileObject, DETAILED, {**ERRORS, **_NOT_FOUND}),
     "openapi_extra": {"security": _BASIC, "requestBody": _json_body(UpdateRequest)},
 }
 DELETE: dict[str, Any] = {
     "status_code": 204,
-    "responses": {204: {"description": "Gone."}, **_ERRORS, **_NOT_FOUND},
+    "responses": {204: {"description": "Gone."}, **ERRORS, **_NOT_FOUND},
     "openapi_extra": {"security": _BASIC},
 }

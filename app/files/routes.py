@@ -13,12 +13,19 @@ from app.errors import BadRequest, JsonResponse
 from app.files import openapi
 from app.files.library import MediaLibrary
 from app.files.names import is_storable_text, sanitise_folder_path
-from app.files.schemas import LISTED_TYPES, NOT_YET, SORT_FIELDS, ListQuery
+from app.files.schemas import (
+    FILE_TYPES,
+    LISTED_TYPES,
+    MAX_LIMIT,
+    MAX_SKIP,
+    NOT_YET,
+    SORT_DIRECTIONS,
+    SORT_FIELDS,
+    ListQuery,
+)
 from app.files.upload import Uploader, UploadVersion
 from app.logs import request_id
 
-MAX_LIMIT = 1000
-MAX_SKIP = 2**31 - 1
 MAX_BODY_BYTES = 1024 * 1024
 
 
@@ -43,6 +50,9 @@ def _library(request: Request) -> MediaLibrary:
     library: MediaLibrary = request.app.state.library
     return library
 
+
+FileId = Annotated[str, openapi.identifier("A file's `fileId`.")]
+SORTS = tuple(f"{direction}_{field}" for direction in SORT_DIRECTIONS for field in SORT_FIELDS)
 
 upload_router = APIRouter(tags=["Upload"])
 router = APIRouter(prefix="/v1/files", tags=["Files"], route_class=KeyedRoute)
@@ -74,29 +84,36 @@ async def upload_options() -> Response:
 
 # A coroutine, though it waits for nothing: a plain function would be run in a thread.
 async def _list_query(
-    skip: Annotated[int, Query(description="How many files to leave out at the start.")] = 0,
-    limit: Annotated[int, Query(description="1 to 1000.")] = MAX_LIMIT,
-    sort: Annotated[str, Query(description="ASC_ or DESC_ and a field: `ASC_NAME`.")] = (
-        "ASC_CREATED"
-    ),
+    skip: Annotated[int, openapi.skip("How many files to leave out at the start.")] = 0,
+    limit: Annotated[int, openapi.LIMIT] = MAX_LIMIT,
+    sort: Annotated[
+        str, openapi.choice(*SORTS, description="ASC_ or DESC_ and a field: `ASC_NAME`.")
+    ] = "ASC_CREATED",
     path: Annotated[str | None, Query(description="Only this folder, not those in it.")] = None,
     name: Annotated[str | None, Query(description="The exact name.")] = None,
     tags: Annotated[str | None, Query(description="Comma separated; any of them.")] = None,
-    file_type: Annotated[str, Query(alias="fileType", description="all, image, non-image")] = "all",
-    kind: Annotated[str, Query(alias="type", description="Only `file` for now.")] = "file",
+    file_type: Annotated[str, openapi.choice(*FILE_TYPES, alias="fileType")] = "all",
+    kind: Annotated[
+        str, openapi.choice("file", alias="type", description="Only `file` for now.")
+    ] = "file",
     search_query: Annotated[
-        str | None, Query(alias="searchQuery", description="Not supported yet.")
+        str | None,
+        Query(
+            alias="searchQuery",
+            description="Not supported yet.",
+            json_schema_extra={"maxLength": 0},
+        ),
     ] = None,
 ) -> ListQuery:
     check_page(skip, limit)
     _check_kind(kind, search_query)
-    if file_type not in ("all", "image", "non-image"):
+    if file_type not in FILE_TYPES:
         raise BadRequest(
             "Your request contains invalid value for fileType parameter. "
             "Please provide one of the following: all, image, non-image."
         )
     direction, _, sort_field = sort.partition("_")
-    if direction not in ("ASC", "DESC") or sort_field not in SORT_FIELDS:
+    if direction not in SORT_DIRECTIONS or sort_field not in SORT_FIELDS:
         raise BadRequest("Your request contains invalid value for sort parameters.")
     return ListQuery(
         skip=skip,
@@ -152,20 +169,20 @@ async def list_files(
 
 
 @router.get("/{file_id}/details", **openapi.DETAILS)
-async def file_details(request: Request, file_id: str) -> Response:
+async def file_details(request: Request, file_id: FileId) -> Response:
     """The current version, and in `extensionStatus` the latest run of each extension on it."""
     return JsonResponse(await _library(request).details(file_id))
 
 
 @router.patch("/{file_id}/details", **openapi.UPDATE)
-async def update_file_details(request: Request, file_id: str) -> Response:
+async def update_file_details(request: Request, file_id: FileId) -> Response:
     """Changes the keys that are sent; `removeAITags` first, then `extensions`."""
     body = await read_body(request)
     return JsonResponse(await _library(request).update(file_id, body, request_id()))
 
 
 @router.delete("/{file_id}", **openapi.DELETE)
-async def delete_file(request: Request, file_id: str) -> Response:
+async def delete_file(request: Request, file_id: FileId) -> Response:
     """Deletes the file with all its versions."""
     await _library(request).delete(file_id)
     return Response(status_code=204)

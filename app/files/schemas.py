@@ -12,7 +12,6 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    HttpUrl,
     StrictBool,
     ValidationError,
     model_validator,
@@ -151,6 +150,7 @@ def _not_yet(parameter: str) -> BeforeValidator:
     return BeforeValidator(refuse)
 
 
+NOT_SUPPORTED: Any = Field(description="Not supported yet.", json_schema_extra={"maxLength": 0})
 FormBool = Annotated[bool, BeforeValidator(_form_bool)]
 Coordinates = Annotated[
     str | None, BeforeValidator(_coordinates), Field(examples=["10,10,200,200"])
@@ -212,12 +212,8 @@ class UploadFields(Camel):
         Field(description="JSON object; `{}` until custom fields exist."),
     ] = Field(default_factory=dict)
     description: Description = None
-    transformation: Annotated[
-        str | None, _not_yet("transformation"), Field(description="Not supported yet.")
-    ] = None
-    checks: Annotated[str | None, _not_yet("checks"), Field(description="Not supported yet.")] = (
-        None
-    )
+    transformation: Annotated[str | None, _not_yet("transformation"), NOT_SUPPORTED] = None
+    checks: Annotated[str | None, _not_yet("checks"), NOT_SUPPORTED] = None
 
     @classmethod
     def parse(cls, fields: dict[str, str]) -> Self:
@@ -286,9 +282,11 @@ class UpdateRequest(Camel):
     )
     webhook_url: WebhookUrl = None
     custom_coordinates: Coordinates = None
-    custom_metadata: Annotated[dict[str, Any], BeforeValidator(no_custom_metadata_yet)] = Field(
-        default_factory=dict
-    )
+    custom_metadata: Annotated[
+        dict[str, Any],
+        BeforeValidator(no_custom_metadata_yet),
+        Field(json_schema_extra={"maxProperties": 0}),
+    ] = Field(default_factory=dict)
     description: Description = None
     publish: Publish | None = None
 
@@ -321,6 +319,10 @@ SORT_FIELDS = (
     "DURATION",
     "ORIGINAL_CREATION_DATE",
 )
+SORT_DIRECTIONS = ("ASC", "DESC")
+FILE_TYPES = ("all", "image", "non-image")
+MAX_LIMIT = 1000
+MAX_SKIP = 2**31 - 1
 LISTED_TYPES = ("file", "file-version", "folder", "all")
 
 
@@ -335,6 +337,16 @@ class ListQuery(BaseModel):
     name: str | None = None
     tags: list[str] = Field(default_factory=list)
     is_image: bool | None = None
+
+
+def _not_always(when: str) -> Any:
+    """A key that some answers lack. As a factory, since a default would show in the schema."""
+    return Field(default_factory=lambda: None, description=when)
+
+
+OF_IMAGES = "Of images only."
+ON_REQUEST = "If `responseFields` names it."
+Url = Annotated[str, Field(json_schema_extra={"format": "uri"})]
 
 
 class FileVersionInfo(BaseModel):
@@ -366,18 +378,20 @@ class FileObject(Camel):
     custom_metadata: dict[str, Any]
     is_private_file: bool
     is_published: bool
-    url: HttpUrl
-    thumbnail: HttpUrl
+    url: Url
+    thumbnail: Url = _not_always(OF_IMAGES)
     file_type: Literal["image", "non-image"]
     mime: str
-    height: int
-    width: int
+    height: int = _not_always(OF_IMAGES)
+    width: int = _not_always(OF_IMAGES)
     size: int
-    has_alpha: bool
-    description: str
+    has_alpha: bool = _not_always(OF_IMAGES)
+    description: str = _not_always("If the file has one.")
     created_at: datetime
     updated_at: datetime
-    extension_status: ExtensionStatus
+    extension_status: ExtensionStatus = _not_always(
+        "If an extension has run on it; in an update, one of this request. Not in lists."
+    )
 
 
 class UploadResponse(Camel):
@@ -388,19 +402,27 @@ class UploadResponse(Camel):
     size: int
     version_info: FileVersionInfo
     file_path: str
-    url: HttpUrl
+    url: Url
     file_type: Literal["image", "non-image"]
-    height: int
-    width: int
-    orientation: int
-    thumbnail_url: HttpUrl
+    height: int = _not_always(OF_IMAGES)
+    width: int = _not_always(OF_IMAGES)
+    orientation: int = _not_always(OF_IMAGES)
+    thumbnail_url: Url = _not_always(OF_IMAGES)
     ai_tags: Annotated[list[AITagModel] | None, Field(alias="AITags")]
-    extension_status: ExtensionStatus
+    tags: list[str] | None = _not_always(ON_REQUEST)
+    custom_coordinates: str | None = _not_always(ON_REQUEST)
+    is_private_file: bool = _not_always(ON_REQUEST)
+    is_published: bool = _not_always(ON_REQUEST)
+    custom_metadata: dict[str, Any] = _not_always(ON_REQUEST)
+    description: str = _not_always("If one was sent.")
+    extension_status: ExtensionStatus = _not_always("If the request has extensions.")
 
 
 class ErrorBody(BaseModel):
     message: str
     help: str
+    reason: str = _not_always("Stable, where programs may want to tell refusals apart.")
+    errors: dict[str, str] = _not_always("By key, for custom metadata.")
 
 
 def validated(model: type[M], value: dict[str, Any]) -> M:

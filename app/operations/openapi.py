@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from app.files.schemas import ErrorBody
+from app.files.openapi import ERRORS, error
 from app.operations.schemas import (
     DeliveryDetails,
     DeliveryObject,
@@ -12,14 +12,7 @@ from app.operations.schemas import (
     UsageObject,
 )
 
-_ERRORS: dict[int | str, dict[str, Any]] = {
-    400: {"model": ErrorBody, "description": "The request is not right; the message says why."},
-    401: {"model": ErrorBody, "description": "No private key."},
-    403: {"model": ErrorBody, "description": "An unknown private key."},
-}
-_NOT_FOUND: dict[int | str, dict[str, Any]] = {
-    404: {"model": ErrorBody, "description": "It does not exist."}
-}
+_NOT_FOUND = error(404, "It does not exist.")
 
 RUN: dict[str, Any] = {
     "id": "6673f88237b244ef54d60181",
@@ -126,13 +119,9 @@ def _endpoint(
     }
     return {
         "status_code": status,
-        "responses": {status: answer, **_ERRORS, **errors},
+        "responses": {status: answer, **ERRORS, **errors},
         "openapi_extra": {"security": [{"privateKey": []}], **extra},
     }
-
-
-def _conflict(description: str) -> dict[int | str, dict[str, Any]]:
-    return {409: {"model": ErrorBody, "description": description}}
 
 
 def _replay_body() -> dict[str, Any]:
@@ -145,7 +134,7 @@ READ_RUN = _endpoint(RunObject, RUN, _NOT_FOUND, description="The run.")
 RETRY_RUN = _endpoint(
     RunObject,
     RETRIED,
-    {**_NOT_FOUND, **_conflict("It is pending, or its version is not the current one.")},
+    {**_NOT_FOUND, **error(409, "It is pending, or its version is not the current one.")},
     status=201,
     description="The new run.",
 )
@@ -154,7 +143,7 @@ READ_DELIVERY = _endpoint(DeliveryDetails, READ, _NOT_FOUND, description="The de
 REPLAY_DELIVERY = _endpoint(
     DeliveryDetails,
     REPLAYED,
-    {**_NOT_FOUND, **_conflict("It is pending already.")},
+    {**_NOT_FOUND, **error(409, "It is pending already.")},
     description="The delivery, pending again.",
 )
 REPLAY_DEAD = _endpoint(

@@ -10,6 +10,7 @@ from starlette.responses import Response
 from app.db import Database
 from app.errors import BadRequest, JsonResponse
 from app.extensions.schemas import EXTENSIONS
+from app.files.openapi import LIMIT, choice, day, identifier, skip
 from app.files.routes import KeyedRoute, check_page, read_body
 from app.files.service import check_file_id
 from app.logs import request_id
@@ -51,6 +52,8 @@ async def _operations(request: Request) -> Operations:
 
 
 Ops = Annotated[Operations, Depends(_operations)]
+RunId = Annotated[str, identifier("A run's `id`.")]
+DeliveryId = Annotated[str, identifier("A delivery's `id`.", prefix="evt_")]
 
 router = APIRouter(prefix="/v1", route_class=KeyedRoute)
 _RUNS = "/extension-runs"
@@ -58,8 +61,8 @@ _DELIVERIES = "/webhook-deliveries"
 
 
 async def _page(
-    skip: Annotated[int, Query(description="How many to leave out at the start.")] = 0,
-    limit: Annotated[int, Query(description="1 to 1000.")] = DEFAULT_LIMIT,
+    skip: Annotated[int, skip("How many to leave out at the start.")] = 0,
+    limit: Annotated[int, LIMIT] = DEFAULT_LIMIT,
 ) -> Page:
     check_page(skip, limit)
     return Page(skip=skip, limit=limit)
@@ -75,8 +78,8 @@ def _check_choice(parameter: str, value: str | None, known: tuple[str, ...]) -> 
 
 async def _run_query(
     page: Annotated[Page, Depends(_page)],
-    status: Annotated[str | None, Query(description=", ".join(RUN_STATUSES))] = None,
-    extension: Annotated[str | None, Query(description=", ".join(EXTENSIONS))] = None,
+    status: Annotated[str | None, choice(*RUN_STATUSES)] = None,
+    extension: Annotated[str | None, choice(*EXTENSIONS)] = None,
     file_id: Annotated[
         str | None, Query(alias="fileId", description="Runs on any version of this file.")
     ] = None,
@@ -97,14 +100,14 @@ async def list_extension_runs(
 
 
 @router.get(f"{_RUNS}/{{run_id}}", tags=["Extension runs"], **openapi.READ_RUN)
-async def extension_run(operations: Ops, run_id: str) -> Response:
+async def extension_run(operations: Ops, run_id: RunId) -> Response:
     """One run, whether or not its file still exists."""
     check_run_id(run_id)
     return JsonResponse(await operations.db.read(read_run, run_id))
 
 
 @router.post(f"{_RUNS}/{{run_id}}/retry", tags=["Extension runs"], **openapi.RETRY_RUN)
-async def retry_extension_run(operations: Ops, run_id: str) -> Response:
+async def retry_extension_run(operations: Ops, run_id: RunId) -> Response:
     """Starts a new run of the same extension with the same limits and webhook, in the background.
 
     The old run stands as it is. The new one has a number, a deadline and an event of its own.
@@ -117,7 +120,7 @@ async def retry_extension_run(operations: Ops, run_id: str) -> Response:
 
 async def _delivery_query(
     page: Annotated[Page, Depends(_page)],
-    status: Annotated[str | None, Query(description=", ".join(DELIVERY_STATUSES))] = None,
+    status: Annotated[str | None, choice(*DELIVERY_STATUSES)] = None,
     host: Annotated[
         str | None, Query(description="Host, and port if the URL has one: `example.com:8443`.")
     ] = None,
@@ -141,7 +144,7 @@ async def list_webhook_deliveries(
 
 
 @router.get(f"{_DELIVERIES}/{{delivery_id}}", tags=["Webhook deliveries"], **openapi.READ_DELIVERY)
-async def webhook_delivery(operations: Ops, delivery_id: str) -> Response:
+async def webhook_delivery(operations: Ops, delivery_id: DeliveryId) -> Response:
     """One delivery with its body and every attempt at it."""
     check_delivery_id(delivery_id)
     return JsonResponse(await operations.db.read(read_delivery, delivery_id))
@@ -150,7 +153,7 @@ async def webhook_delivery(operations: Ops, delivery_id: str) -> Response:
 @router.post(
     f"{_DELIVERIES}/{{delivery_id}}/replay", tags=["Webhook deliveries"], **openapi.REPLAY_DELIVERY
 )
-async def replay_webhook_delivery(operations: Ops, delivery_id: str) -> Response:
+async def replay_webhook_delivery(operations: Ops, delivery_id: DeliveryId) -> Response:
     """Sends the same event once more: same id, same body, for up to 24 hours from now."""
     check_delivery_id(delivery_id)
     delivery = await operations.db.write(replay_delivery, delivery_id)
@@ -172,11 +175,9 @@ async def replay_dead_webhook_deliveries(operations: Ops, request: Request) -> R
 @router.get("/accounts/usage", tags=["Account"], **openapi.USAGE)
 async def usage_of_account(
     operations: Ops,
-    start_date: Annotated[
-        str | None, Query(alias="startDate", description="YYYY-MM-DD, UTC.")
-    ] = None,
+    start_date: Annotated[str | None, day("startDate", "YYYY-MM-DD, UTC; needed.")] = None,
     end_date: Annotated[
-        str | None, Query(alias="endDate", description="YYYY-MM-DD, exclusive, within 90 days.")
+        str | None, day("endDate", "YYYY-MM-DD, exclusive, within 90 days; needed.")
     ] = None,
 ) -> Response:
     """Calls to providers in some days, and what is stored now."""
