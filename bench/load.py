@@ -13,10 +13,15 @@ from urllib.parse import urlsplit
 from bench.process import BenchFailed
 
 SCRIPTS = Path(__file__).with_name("wrk")
-WARM_UP_SECONDS = 3
+WARM_UP_SECONDS = 2
+WARM_UP_TRIES = 10
 PAUSE_SECONDS = 0.3
 CONNECTIONS = 16
 RENDERING_CONNECTIONS = 4
+
+
+class NoAnswer(BenchFailed):
+    """Not one in the time of a round."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +71,9 @@ def _reading(load: Load, output: str) -> Reading:
         raise BenchFailed(f"wrk said nothing of {load.name}: {output.strip()}")
     counts = json.loads(found[0])
     failed = counts["refused"] + counts["broken"]
-    if failed or not counts["requests"]:
+    if not counts["requests"]:
+        raise NoAnswer(f"{load.name} answered no request in time.")
+    if failed:
         raise BenchFailed(f"{load.name}: {failed} of {counts['requests']} requests failed.")
     per_second = counts["requests"] / counts["microseconds"] * 1e6
     return Reading(per_second, counts["p50_ms"], counts["p99_ms"])
@@ -76,12 +83,23 @@ def interleave(loads: Sequence[Load], rounds: int, seconds: int) -> dict[str, li
     """The readings of each load by name, one a round: A B, then B A, so that a drift hits both."""
     readings: dict[str, list[Reading]] = {load.name: [] for load in loads}
     for load in loads:
-        measure(load, WARM_UP_SECONDS, 0)
+        warm_up(load)
     for number in range(1, rounds + 1):
         for load in loads if number % 2 else reversed(loads):
             time.sleep(PAUSE_SECONDS)  # what the last run left in flight ends
             readings[load.name].append(measure(load, seconds, number))
     return readings
+
+
+def warm_up(load: Load) -> None:
+    """Until it answers: some open their decoders with the first request. Raises BenchFailed."""
+    for tries_left in reversed(range(WARM_UP_TRIES)):
+        try:
+            measure(load, WARM_UP_SECONDS, 0)
+            return
+        except NoAnswer:
+            if not tries_left:
+                raise
 
 
 def require_wrk() -> None:

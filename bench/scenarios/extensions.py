@@ -1,5 +1,6 @@
 """Uploads with both extensions, beside a bare loop of the same provider copy and the same calls."""
 
+import json
 from collections.abc import Iterator
 
 from bench import limit
@@ -9,8 +10,11 @@ from bench.load import interleave
 from bench.loupe import UPLOAD_FIELDS, migrate, serving
 from bench.scenarios.upload import loupe_upload, raw_upload
 
-EXTENSIONS = '[{"name":"google-auto-tagging"},{"name":"aws-auto-tagging"}]'
-FIELDS = f"{UPLOAD_FIELDS};extensions={EXTENSIONS}"
+EXTENSIONS = [
+    {"name": name, "minConfidence": 50, "maxTags": 10}
+    for name in ("google-auto-tagging", "aws-auto-tagging")
+]
+FIELDS = f"{UPLOAD_FIELDS};extensions={json.dumps(EXTENSIONS)}"
 
 
 def run(bench: Bench) -> Iterator[Finding]:
