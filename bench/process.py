@@ -16,6 +16,9 @@ READY_SECONDS = 120.0
 STOP_SECONDS = 20.0
 TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 
+# Thread -> seconds of user and of system time.
+ThreadSeconds = dict[int, tuple[float, float]]
+
 
 class BenchFailed(Exception):
     """One sentence: what could not be measured, and why."""
@@ -124,5 +127,14 @@ def _memory(pid: int, name: str) -> int:
 
 def cpu_seconds(pid: int) -> float:
     """User and system time of one process."""
-    after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(after_name[11]) + int(after_name[12])) / TICKS_PER_SECOND
+    return sum(_user_and_system(Path(f"/proc/{pid}/stat")))
+
+
+def thread_seconds(pid: int) -> ThreadSeconds:
+    threads = Path(f"/proc/{pid}/task").iterdir()
+    return {int(thread.name): _user_and_system(thread / "stat") for thread in threads}
+
+
+def _user_and_system(stat: Path) -> tuple[float, float]:
+    after_name = stat.read_text().rpartition(")")[2].split()
+    return int(after_name[11]) / TICKS_PER_SECOND, int(after_name[12]) / TICKS_PER_SECOND

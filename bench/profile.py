@@ -1,14 +1,16 @@
 """Where the time of one request goes: `python -m bench.profile --py-spy PATH`, or `make profile`.
 
-Runs Loupe under load and samples its main process with py-spy. Each sample belongs to the layer
-that its innermost known frame names; shares become milliseconds of CPU by what the kernel counted.
+Runs Loupe under load and samples with py-spy which thread of the main process holds the GIL, and
+where. A sample belongs to the layer that its innermost known frame names, and what the kernel
+counted as a thread's user time is shared out by its samples. Work without the GIL, such as hashing,
+counts with whatever else the thread does.
 """
 
 import argparse
 import re
 import subprocess
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -16,7 +18,7 @@ from bench import process
 from bench.load import Load, measure, require_wrk, warm_up
 from bench.loupe import AUTHORIZATION, Loupe, file_id, fill, migrate, serving, sqlite_url
 from bench.pictures import make_pictures
-from bench.process import PROJECT
+from bench.process import PROJECT, ThreadSeconds
 from bench.scenarios.upload import loupe_upload
 
 SAMPLES_PER_SECOND = 100
@@ -84,41 +86,68 @@ def _profile(
     warm_up(load)
     samples = directory / f"{name}.txt"
     what = ["--pid", str(loupe.pid), "--format", "raw", "--output", str(samples), "--threads"]
-    how = ["--duration", str(seconds), "--rate", str(SAMPLES_PER_SECOND)]
+    how = ["--gil", "--duration", str(seconds), "--rate", str(SAMPLES_PER_SECOND)]
     with subprocess.Popen(
         [py_spy, "record", *what, *how],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     ) as sampling:
-        before = process.cpu_seconds(loupe.pid)
+        before = process.thread_seconds(loupe.pid)
         reading = measure(load, seconds, 1)
-        used = process.cpu_seconds(loupe.pid) - before
+        after = process.thread_seconds(loupe.pid)
         sampling.wait()
-    milliseconds = used / (reading.per_second * seconds) * 1000
-    print(f"\n{name}: {milliseconds:.2f} ms of CPU a request, {reading.per_second:,.0f}/s\n")
-    for line in _by_layer(samples.read_text().splitlines(), milliseconds):
+    requests = reading.per_second * seconds
+    used = _milliseconds_each(before, after, requests)
+    total = sum(sum(each) for each in used.values())
+    print(f"\n{name}: {total:.2f} ms of CPU a request, {reading.per_second:,.0f}/s\n")
+    for line in _lines(_sample_counts(samples.read_text().splitlines()), used):
         print(line)
 
 
-def _by_layer(stacks: Sequence[str], milliseconds: float) -> list[str]:
-    """stacks: `thread;outermost;...;innermost COUNT`."""
-    layers: Counter[str] = Counter()
+def _milliseconds_each(
+    before: ThreadSeconds, after: ThreadSeconds, requests: float
+) -> dict[int, tuple[float, float]]:
+    """User and system time of each thread for one request."""
+    return {
+        thread: (
+            (user - before.get(thread, (0, 0))[0]) / requests * 1000,
+            (system - before.get(thread, (0, 0))[1]) / requests * 1000,
+        )
+        for thread, (user, system) in after.items()
+    }
+
+
+def _sample_counts(stacks: Sequence[str]) -> dict[int, Counter[str]]:
+    """Samples by thread and layer. stacks: `thread (ID): NAME;outermost;...;innermost COUNT`."""
+    threads: dict[int, Counter[str]] = {}
     for stack in stacks:
         frames, _, count = stack.rpartition(" ")
-        layers[_layer(frames.split(";"))] += int(count)
-    return [
-        f"  {layer:<44} {milliseconds * count / layers.total():6.3f} ms"
-        for layer, count in layers.most_common()
-    ]
+        thread, *inner = frames.split(";")
+        number = int(re.findall(r"\d+", thread)[0])
+        threads.setdefault(number, Counter())[_layer(inner)] += int(count)
+    return threads
 
 
 def _layer(frames: Sequence[str]) -> str:
-    where = "writer thread: " if "sqlite-write" in frames[0] else ""
-    for frame in reversed(frames[1:]):
+    for frame in reversed(frames):
         for layer, pattern in LAYERS:
             if re.search(pattern, frame):
-                return where + layer
-    return where + "the rest"
+                return layer
+    return "the rest"
+
+
+def _lines(
+    counts: Mapping[int, Counter[str]], used: Mapping[int, tuple[float, float]]
+) -> Iterator[str]:
+    """The busiest threads first. A pool's threads are told one by one."""
+    for thread, (user, system) in sorted(used.items(), key=lambda each: -sum(each[1])):
+        if user + system < 0.005:
+            continue
+        yield f"  thread {thread}"
+        yield f"    {'system calls':<40} {system:6.3f} ms"
+        layers = counts.get(thread) or Counter({"without the GIL": 1})
+        for layer, count in layers.most_common():
+            yield f"    {layer:<40} {user * count / layers.total():6.3f} ms"
 
 
 if __name__ == "__main__":

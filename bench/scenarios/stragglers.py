@@ -121,7 +121,7 @@ def receiving() -> Iterator[tuple[str, list[float]]]:
 
 def _ages(body: bytes, now: float) -> Iterator[float]:
     """The clock is one for all processes of a machine."""
-    for tag in json.loads(body)["data"]["fileObject"]["AITags"]:
+    for tag in json.loads(body)["fileObject"]["AITags"]:
         if tag["name"].startswith(PREFIX):
             yield now - float(tag["name"].removeprefix(PREFIX))
 
