@@ -1,7 +1,7 @@
-"""Both vendors' emulators in a process of its own: `python -m bench.emulators VISION REKOGNITION`.
+"""Both vendors' emulators in a process of their own, which ends with SIGTERM.
 
-Takes the two ports, answers at once, and ends with SIGTERM. A label's name is the moment of the
-answer, so that whoever gets the label knows how old it is.
+`python -m bench.emulators VISION REKOGNITION DELAY`: their ports, and the seconds before an answer.
+A label of Vision's is named after the moment of the answer, so that whoever gets it knows its age.
 """
 
 import signal
@@ -63,22 +63,27 @@ class Emulators:
 
 
 @contextmanager
-def emulating(directory: Path) -> Iterator[Emulators]:
+def emulating(directory: Path, delay_seconds: float = 0) -> Iterator[Emulators]:
     vision, rekognition = free_port(), free_port()
     url = f"http://127.0.0.1:{rekognition}"
     with running(
-        [sys.executable, "-m", "bench.emulators", str(vision), str(rekognition)],
+        [sys.executable, "-m", "bench.emulators", *map(str, (vision, rekognition, delay_seconds))],
         log=directory / "emulators.log",
         ready_url=url,
     ):
         yield Emulators(f"127.0.0.1:{vision}", url)
 
 
-def main(vision_port: int, rekognition_port: int) -> None:
-    with _TimedVision(port=vision_port), _ForgetfulRekognition(port=rekognition_port):
-        signal.sigwait({signal.SIGTERM, signal.SIGINT})
+def main(vision_port: str, rekognition_port: str, delay_seconds: str) -> None:
+    # Before the servers' threads are made: they must not get the signal either.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    with (
+        _TimedVision(port=int(vision_port)) as vision,
+        _ForgetfulRekognition(port=int(rekognition_port)) as rekognition,
+    ):
+        vision.delay_seconds = rekognition.delay_seconds = float(delay_seconds)
+        signal.sigwait({signal.SIGTERM})
 
 
 if __name__ == "__main__":
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
-    main(*map(int, sys.argv[1:]))
+    main(*sys.argv[1:])

@@ -13,8 +13,7 @@ from urllib.parse import urlsplit
 from bench.process import BenchFailed
 
 SCRIPTS = Path(__file__).with_name("wrk")
-WARM_UP_SECONDS = 2
-WARM_UP_TRIES = 10
+WARM_UP_SECONDS = (1, 2, 4, 8, 16)
 PAUSE_SECONDS = 0.3
 CONNECTIONS = 16
 RENDERING_CONNECTIONS = 4
@@ -93,13 +92,13 @@ def interleave(loads: Sequence[Load], rounds: int, seconds: int) -> dict[str, li
 
 def warm_up(load: Load) -> None:
     """Until it answers: some open their decoders with the first request. Raises BenchFailed."""
-    for tries_left in reversed(range(WARM_UP_TRIES)):
+    for seconds in WARM_UP_SECONDS:
         try:
-            measure(load, WARM_UP_SECONDS, 0)
+            measure(load, seconds, 0)
             return
         except NoAnswer:
-            if not tries_left:
-                raise
+            continue
+    raise NoAnswer(f"{load.name} answered no request at all.")
 
 
 def require_wrk() -> None:

@@ -10,7 +10,7 @@ import argparse
 import re
 import subprocess
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -23,6 +23,12 @@ from bench.scenarios.upload import loupe_upload
 
 SAMPLES_PER_SECOND = 100
 FILES = 10_000
+THREADS = {
+    "MainThread": "event loop's thread",
+    "sqlite-write": "writer thread",
+    "sqlite-scan": "thread for long reads",
+}
+POOL = "all other threads"
 # Tried in this order on each frame, from the innermost outwards.
 LAYERS = (
     ("commit, savepoints", r"do_commit|do_\w*savepoint|say_begin"),
@@ -100,32 +106,42 @@ def _profile(
     used = _milliseconds_each(before, after, requests)
     total = sum(sum(each) for each in used.values())
     print(f"\n{name}: {total:.2f} ms of CPU a request, {reading.per_second:,.0f}/s\n")
-    for line in _lines(_sample_counts(samples.read_text().splitlines()), used):
+    for line in _lines(samples.read_text().splitlines(), used):
         print(line)
 
 
 def _milliseconds_each(
     before: ThreadSeconds, after: ThreadSeconds, requests: float
-) -> dict[int, tuple[float, float]]:
-    """User and system time of each thread for one request."""
-    return {
-        thread: (
-            (user - before.get(thread, (0, 0))[0]) / requests * 1000,
-            (system - before.get(thread, (0, 0))[1]) / requests * 1000,
-        )
-        for thread, (user, system) in after.items()
-    }
+) -> ThreadSeconds:
+    """User and system time of each thread for one request, in milliseconds."""
+
+    def each(thread: int, kind: int) -> float:
+        return (after[thread][kind] - before.get(thread, (0, 0))[kind]) / requests * 1000
+
+    return {thread: (each(thread, 0), each(thread, 1)) for thread in after}
 
 
-def _sample_counts(stacks: Sequence[str]) -> dict[int, Counter[str]]:
-    """Samples by thread and layer. stacks: `thread (ID): NAME;outermost;...;innermost COUNT`."""
-    threads: dict[int, Counter[str]] = {}
+def _lines(stacks: Sequence[str], used: ThreadSeconds) -> Iterator[str]:
+    """stacks: `thread (ID): NAME;outermost;...;innermost COUNT`."""
+    counts: dict[str, Counter[str]] = {name: Counter() for name in (*THREADS.values(), POOL)}
+    names: dict[int, str] = {}
     for stack in stacks:
         frames, _, count = stack.rpartition(" ")
         thread, *inner = frames.split(";")
         number = int(re.findall(r"\d+", thread)[0])
-        threads.setdefault(number, Counter())[_layer(inner)] += int(count)
-    return threads
+        names[number] = _thread_name(thread)
+        counts[names[number]][_layer(inner)] += int(count)
+    for name, layers in counts.items():
+        user = sum(used[thread][0] for thread in used if names.get(thread, POOL) == name)
+        system = sum(used[thread][1] for thread in used if names.get(thread, POOL) == name)
+        yield f"  {name}: {user + system:.3f} ms"
+        yield f"    {'system calls':<40} {system:6.3f} ms"
+        for layer, samples in layers.most_common():
+            yield f"    {layer:<40} {user * samples / layers.total():6.3f} ms"
+
+
+def _thread_name(thread: str) -> str:
+    return next((name for part, name in THREADS.items() if part in thread), POOL)
 
 
 def _layer(frames: Sequence[str]) -> str:
@@ -134,20 +150,6 @@ def _layer(frames: Sequence[str]) -> str:
             if re.search(pattern, frame):
                 return layer
     return "the rest"
-
-
-def _lines(
-    counts: Mapping[int, Counter[str]], used: Mapping[int, tuple[float, float]]
-) -> Iterator[str]:
-    """The busiest threads first. A pool's threads are told one by one."""
-    for thread, (user, system) in sorted(used.items(), key=lambda each: -sum(each[1])):
-        if user + system < 0.005:
-            continue
-        yield f"  thread {thread}"
-        yield f"    {'system calls':<40} {system:6.3f} ms"
-        layers = counts.get(thread) or Counter({"without the GIL": 1})
-        for layer, count in layers.most_common():
-            yield f"    {layer:<40} {user * count / layers.total():6.3f} ms"
 
 
 if __name__ == "__main__":
