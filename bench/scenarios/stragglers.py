@@ -8,8 +8,10 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from statistics import median
 
 from sqlalchemy import insert
 
@@ -21,7 +23,7 @@ from bench import process
 from bench.emulators import PREFIX, emulating
 from bench.findings import Bench, Finding, Goal, absolute
 from bench.loupe import file_id, fill, migrate, serving, sqlite_url
-from bench.process import wait_for
+from bench.process import BenchFailed, wait_for
 from tests.postgres import is_available, running_postgres
 
 PENDING_RUNS = 10_000
@@ -29,6 +31,7 @@ ANSWERS_PER_SECOND = 20
 SLOTS = 8  # calls that Loupe makes at once in the background, half of what the setting allows
 EXTENSION = "google-auto-tagging"
 SECONDS_PER_SECOND = 4  # of an ordinary round, so that there are enough answers for a p99
+FIRST_SECONDS = 30.0
 IDLE = Goal(1, 0.3, lower_is_better=True)
 
 
@@ -38,14 +41,12 @@ def run(bench: Bench) -> Iterator[Finding]:
     fill(sqlite_url(bench.directory), PENDING_RUNS, bench.pictures["100k"], bench.directory)
     with receiving() as (url, delays):
         _insert_runs(sqlite_url(bench.directory), datetime.now(UTC), url)
-        rounds = [_p99_delay(bench, delays, seconds) for _ in range(bench.rounds)]
-    yield absolute(
-        "stragglers",
-        "from answer to webhook, p99",
-        Goal(1, 0.1, lower_is_better=True),
-        rounds,
-        "s",
-    )
+        rounds = [_delays(bench, delays, seconds) for _ in range(bench.rounds)]
+    goal = Goal(1, 0.1, lower_is_better=True)
+    p99s = [sorted(each)[int(len(each) * 0.99)] for each in rounds]
+    rate = median(len(each) / seconds for each in rounds)
+    finding = absolute("stragglers", "from answer to webhook, p99", goal, p99s, "s")
+    yield replace(finding, loupe=f"{rate:.0f} answers/s")
     yield from _idle(bench, seconds)
 
 
@@ -81,16 +82,19 @@ def _run(number: int, due_at: datetime, webhook_url: str) -> dict[str, object]:
     }
 
 
-def _p99_delay(bench: Bench, delays: list[float], seconds: int) -> float:
-    """In seconds, of the answers that come meanwhile."""
+def _delays(bench: Bench, received: list[float], seconds: int) -> list[float]:
+    """From answer to webhook, in seconds, of those that come within the time after the first."""
     with emulating(bench.directory, SLOTS / ANSWERS_PER_SECOND) as vendors:
         settings = {**vendors.loupe_settings, "LOUPE_WEBHOOK_ALLOW_CIDRS": "127.0.0.0/8"}
         with serving(bench.directory, **settings):
-            delays.clear()
-            wanted = seconds * ANSWERS_PER_SECOND
-            wait_for(lambda: len(delays) >= wanted, f"{wanted} webhooks", 60 + 5 * seconds)
-            measured = sorted(delays[:wanted])
-    return measured[int(len(measured) * 0.99)]
+            received.clear()
+            wait_for(lambda: bool(received), "the first webhook", FIRST_SECONDS)
+            received.clear()
+            time.sleep(seconds)
+            delays = list(received)
+    if not delays:
+        raise BenchFailed(f"No webhook came within {seconds} s.")
+    return delays
 
 
 @contextmanager
