@@ -7,6 +7,7 @@ MAKEFLAGS += --no-print-directory
 
 PYTHON ?= python3
 VENV ?= .venv
+BENCH_VENV ?= .venv-bench
 UV ?= uv
 # 1: `make demo` ends after the webhook, else it leaves the server running.
 ONCE ?=
@@ -33,10 +34,19 @@ migrate: $(VENV)/.runtime ## Bring the database's schema up to date
 	@$(PY) -m app migrate
 
 ##@ Develop
-.PHONY: test torture check format lock clean help
+.PHONY: test bench profile torture check format lock clean help
 test: check ## Install everything, check, and pass all tests
 	@echo "==> Tests"
 	@$(PY) -m pytest $(PYTEST_ARGS)
+
+bench: $(VENV)/.runtime ## Measure beside the limit and peers (needs wrk; ONLY=upload, ROUNDS, SECONDS)
+	@exec $(PY) -m bench $(if $(ONLY),--only $(ONLY)) \
+		$(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(SECONDS),--seconds $(SECONDS)) \
+		$(if $(FILES),--files $(FILES)) $(if $(OUT),--out $(OUT))
+
+profile: $(VENV)/.runtime $(BENCH_VENV)/.tools ## Where the time of one request goes (ONLY=upload)
+	@exec $(PY) -m bench.profile --py-spy $(BENCH_VENV)/bin/py-spy \
+		$(if $(ONLY),--only $(ONLY)) $(if $(SECONDS),--seconds $(SECONDS))
 
 torture: $(VENV)/.dev ## The reliability tests in their full size (needs strace; takes long)
 	@LOUPE_TORTURE=full $(PY) -m pytest -s tests/torture
@@ -58,9 +68,10 @@ lock: ## Pin the newest dependencies that pyproject.toml allows (needs uv)
 	@echo "==> Pinning dependencies"
 	@$(LOCK) --upgrade pyproject.toml -o requirements.lock
 	@$(LOCK) --upgrade --extra dev -c requirements.lock pyproject.toml -o requirements-dev.lock
+	@$(LOCK) --upgrade bench/requirements.in -o bench/requirements.lock
 
 clean: ## Remove the virtual environment and all caches; ./data stays
-	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	@rm -rf $(VENV) $(BENCH_VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 help:
@@ -85,4 +96,11 @@ $(VENV)/.runtime: requirements.lock | $(PY)
 $(VENV)/.dev: requirements-dev.lock | $(PY)
 	@echo "==> Installing the pinned dependencies, tests' and tools' too"
 	@$(INSTALL) -r requirements-dev.lock | $(PIP_PROGRESS)
+	@touch $@
+
+$(BENCH_VENV)/.tools: bench/requirements.lock
+	@echo "==> Installing the profiler"
+	@$(PYTHON) -m venv $(BENCH_VENV)
+	@$(BENCH_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-input \
+		--require-hashes -r bench/requirements.lock
 	@touch $@
