@@ -5,6 +5,7 @@ import os
 import socket
 import sys
 from collections.abc import Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -33,6 +34,10 @@ from app.shutdown import Shutdown
 from app.worker import work
 
 log = structlog.get_logger(__name__)
+
+# What waits for the disk. asyncio's own number, six on two cores, would have uploads that wait for
+# fsync wait for each other.
+BLOCKING_THREADS = 32
 
 
 def serve() -> None:
@@ -78,6 +83,7 @@ def _settings_classes() -> list[type[BaseSettings]]:
 
 def _run(work: Coroutine[Any, Any, None]) -> None:
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.get_loop().set_default_executor(ThreadPoolExecutor(BLOCKING_THREADS))
         runner.run(work)
 
 

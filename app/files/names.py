@@ -4,7 +4,6 @@ Source: the contract's sections 2.2 to 2.4. Bytes are stored under ids, never un
 """
 
 import secrets
-import string
 import unicodedata
 
 from app.errors import BadRequest
@@ -13,7 +12,6 @@ MAX_NAME_BYTES = 255
 MAX_PATH_BYTES = 2000
 MAX_FOLDER_LEVELS = 50
 SUFFIX_CHARACTERS = 9
-_SUFFIX_ALPHABET = string.ascii_letters + string.digits + "_-"
 _KEPT_CATEGORIES = ("L", "M", "N")
 
 
@@ -70,7 +68,7 @@ def _fit(name: str, parameter: str) -> str:
 
 def with_unique_suffix(name: str) -> str:
     """`photo.jpg` -> `photo_Xy12-_abZ.jpg`."""
-    suffix = "".join(secrets.choice(_SUFFIX_ALPHABET) for _ in range(SUFFIX_CHARACTERS))
+    suffix = secrets.token_urlsafe(SUFFIX_CHARACTERS)[:SUFFIX_CHARACTERS]
     base, dot, extension = name.rpartition(".")
     return f"{base}_{suffix}.{extension}" if dot and base else f"{name}_{suffix}"
 

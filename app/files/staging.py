@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from app.errors import ApiError, BadRequest
-from app.files.types import HEAD_BYTES
+from app.files.types import HEAD_BYTES, mime_type
 from app.ids import new_id
+from app.images import ImageHeader, read_header
 from app.storage.base import system_errors_as_unavailable
 
 BLOCK_BYTES = 1024 * 1024
@@ -31,12 +32,13 @@ class InvalidFile(BadRequest):
 
 @dataclass(frozen=True, slots=True)
 class StagedFile:
-    """path: complete on disk, not yet synced. head: the first bytes, for its type."""
+    """path: complete on disk, not yet synced. header: null if it is no image that Loupe reads."""
 
     path: Path
     size_bytes: int
     sha256: str
-    head: bytes
+    mime: str
+    header: ImageHeader | None
 
 
 class Sink(Protocol):
@@ -87,19 +89,23 @@ class Staging:
         while view:
             view = view[self._file.write(view) :]
 
-    async def finish(self) -> StagedFile:
-        """The same again if it is called again."""
+    async def finish(self, name: str) -> StagedFile:
+        """The same again if it is called again. name: decides what kind of text it is."""
         if self._finished is None:
-            await self._in_thread(self._finish)
-            self._finished = StagedFile(
-                self._path, self.size_bytes, self._hash.hexdigest(), self._head
-            )
+            await self._in_thread(lambda: self._finish(name))
+        assert self._finished is not None
         return self._finished
 
-    def _finish(self) -> None:
+    def _finish(self, name: str) -> None:
+        """All that is left to do with the file in one go: each visit to a thread costs."""
         self._write_block()
-        if self._file is not None:
-            self._file.close()
+        assert self._file is not None
+        self._file.close()
+        header = read_header(self._path)
+        mime = mime_type(self._head, name) if header is None else header.mime
+        self._finished = StagedFile(
+            self._path, self.size_bytes, self._hash.hexdigest(), mime, header
+        )
 
     def discard(self) -> None:
         """Removes what is still here: nothing once the storage has taken the file."""

@@ -1,6 +1,5 @@
 """One upload, end to end: stream in, validate, store, run the extensions, respond."""
 
-import asyncio
 import enum
 import time
 from typing import Any
@@ -22,9 +21,7 @@ from app.files.service import Blob, RunContext, Stored, repeat_answer, store_upl
 from app.files.staging import FileTooLarge, InvalidFile, StagedFile, Staging
 from app.files.sweep import STORING_SECONDS
 from app.files.tagging import FileTagging, KeepAnswer, WebhookRules
-from app.files.types import mime_type
 from app.ids import new_id
-from app.images import read_header
 from app.outbound import AddressGuard, InvalidUrl, Outbound, OutboundError, TooLarge, check_url
 from app.storage.base import Storage, StorageUnavailable
 
@@ -83,14 +80,14 @@ class Uploader:
                 form = await read_upload_form(request, staging, self._limits)
                 await self._authenticate_form(form, api_key, version)
                 upload = self._validate(form)
-                file = form.file_url or (await _finish(staging)).sha256
+                file = form.file_url or (await _finish(staging, upload)).sha256
                 key = self._idempotency_key(request, api_key, form, file)
                 if key is not None and (answer := await self._repeated(key, upload)) is not None:
                     return answer
                 if form.file_url is not None:
                     await self._fetch(form.file_url, staging)
-                staged = await _finish(staging)
-                blob = await asyncio.to_thread(self._examine, staged, upload.file_name)
+                staged = await _finish(staging, upload)
+                blob = self._blob(staged)
                 await self._storage.put(staged.path, blob.key)
             finally:
                 staging.discard()
@@ -166,13 +163,11 @@ class Uploader:
         except OutboundError as error:
             raise InvalidFile(str(error)) from None
 
-    def _examine(self, staged: StagedFile, name: str) -> Blob:
+    def _blob(self, staged: StagedFile) -> Blob:
         """What the content is. A header that libvips cannot read makes it a non-image."""
-        key = new_id()
-        header = read_header(staged.path)
+        key, header = new_id(), staged.header
         if header is None:
-            mime = mime_type(staged.head, name)
-            return Blob(key, staged.size_bytes, staged.sha256, mime)
+            return Blob(key, staged.size_bytes, staged.sha256, staged.mime)
         if not 0 < header.width_px * header.height_px <= self._limits.max_pixels:
             raise InvalidFile(
                 f"An image has at least 1 and at most {self._limits.max_pixels} pixels."
@@ -181,7 +176,7 @@ class Uploader:
             key,
             staged.size_bytes,
             staged.sha256,
-            header.mime,
+            staged.mime,
             header.width_px,
             header.height_px,
             header.has_alpha,
@@ -234,10 +229,10 @@ class Uploader:
         return keep
 
 
-async def _finish(staging: Staging) -> StagedFile:
+async def _finish(staging: Staging, upload: UploadFields) -> StagedFile:
     if staging.size_bytes == 0:
         raise BadRequest("Your request is missing file parameter.")
-    return await staging.finish()
+    return await staging.finish(upload.file_name)
 
 
 def _store_in_time(
