@@ -12,9 +12,10 @@ from tests.files.helpers import RawConnection, form_body, form_part
 from tests.torture.harness import AUTH, ServerProcess, staged_files, wait_for
 
 UPLOAD_SECONDS = 60
-# A little more than a block each, so that each makes one block be written, and the end the last.
+# A little more than a block each, so that each makes one block be written, and the rest the last.
 PIECES = 3
 PIECE_BYTES = BLOCK_BYTES + 64 * 1024
+REST_BYTES = 100_000
 BLOCKS = PIECES + 1
 
 
@@ -42,7 +43,7 @@ class BlockwiseUpload:
 
     def __init__(self, server: ServerProcess, name: str) -> None:
         picture = pictures.jpeg()
-        self.content = picture + os.urandom(PIECES * PIECE_BYTES - len(picture))
+        self.content = picture + os.urandom(PIECES * PIECE_BYTES + REST_BYTES - len(picture))
         self._server = server
         self._sent_pieces = 0
         self._head = form_part("fileName", name.encode()) + form_part("folder", b"/new/folder")
@@ -84,7 +85,7 @@ class BlockwiseUpload:
         try:
             while self._sent_pieces < PIECES:
                 self._send_piece()
-            self._connection.send(self._end())
+            self._connection.send(self.content[-REST_BYTES:] + self._end())
             return self._connection.read_answer().status
         except (ConnectionError, TimeoutError):
             return None
