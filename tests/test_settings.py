@@ -159,6 +159,7 @@ def test_storage_may_lie_elsewhere(environment: pytest.MonkeyPatch) -> None:
         ("WEBHOOK_SCHEDULE", ","),
         ("WEBHOOK_SCHEDULE", "inf"),
         ("WEBHOOK_ON", "always"),
+        ("UPLOAD_DEADLINE_SECONDS", "604801"),
         ("WEBHOOK_SECRET", "short"),
     ],
 )

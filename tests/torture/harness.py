@@ -80,6 +80,8 @@ class ServerProcess:
             "LOUPE_AWS_AUTO_TAGGING": "local",
             "LOUPE_WEBHOOK_ALLOW_CIDRS": "127.0.0.0/8",
             "LOUPE_WEBHOOK_SCHEDULE": "0,0.2,0.5",
+            # Attaching to a process may take long on a busy machine, in the middle of an upload.
+            "LOUPE_UPLOAD_IDLE_SECONDS": "600",
             **settings,
         }
         self.process: subprocess.Popen[bytes] | None = None

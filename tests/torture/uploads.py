@@ -1,7 +1,6 @@
 """Single uploads to a server that may die or fail in the middle of them."""
 
 import os
-import socket
 import time
 from pathlib import Path
 
@@ -13,9 +12,10 @@ from tests.files.helpers import RawConnection, form_body, form_part
 from tests.torture.harness import AUTH, ServerProcess, staged_files, wait_for
 
 UPLOAD_SECONDS = 60
-# A little more than a block each, so that each makes one block be written, and the end the last.
+# A little more than a block each, so that each makes one block be written, and the rest the last.
 PIECES = 3
 PIECE_BYTES = BLOCK_BYTES + 64 * 1024
+REST_BYTES = 100_000
 BLOCKS = PIECES + 1
 
 
@@ -43,7 +43,7 @@ class BlockwiseUpload:
 
     def __init__(self, server: ServerProcess, name: str) -> None:
         picture = pictures.jpeg()
-        self.content = picture + os.urandom(PIECES * PIECE_BYTES - len(picture))
+        self.content = picture + os.urandom(PIECES * PIECE_BYTES + REST_BYTES - len(picture))
         self._server = server
         self._sent_pieces = 0
         self._head = form_part("fileName", name.encode()) + form_part("folder", b"/new/folder")
@@ -85,24 +85,24 @@ class BlockwiseUpload:
         try:
             while self._sent_pieces < PIECES:
                 self._send_piece()
-            self._connection.send(self._end())
-            self._connection.socket.shutdown(socket.SHUT_WR)
+            self._connection.send(self.content[-REST_BYTES:] + self._end())
             return self._connection.read_answer().status
         except (ConnectionError, TimeoutError):
             return None
 
 
 def next_staged_paths(server: ServerProcess, within_seconds: int = 60) -> list[Path]:
-    """Where the next upload will stage its file: its name is known but for the second.
+    """Where the next upload may stage its file.
 
-    Uploads a new file: the last id that it takes is the file's, see `app/ids.py`.
+    Uploads a new file: the last id that it takes is the file's, see `app/ids.py`. The next but for
+    one or two, which a sweep may take, is the staged file's; its second is not known.
     """
     name = f"before-{time.monotonic_ns()}.jpg"
     file_id = upload(server, pictures.jpeg(), name).raise_for_status().json()["fileId"]
     [directory] = (path for path in server.directory.rglob("staging/*") if path.is_dir())
-    process, counter = file_id[8:18], (int(file_id[18:], 16) + 1) % 2**24
-    now = int(time.time())
+    process, counter, now = file_id[8:18], int(file_id[18:], 16), int(time.time())
     return [
-        directory / f"{second:08x}{process}{counter:06x}"
+        directory / f"{second:08x}{process}{next_counter % 2**24:06x}"
         for second in range(now, now + within_seconds)
+        for next_counter in range(counter + 1, counter + 4)
     ]
