@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from app.settings import (
+    BudgetExhausted,
     Settings,
     SettingsError,
     WebhookOn,
@@ -52,6 +53,10 @@ def test_defaults_are_those_of_the_table() -> None:
     assert settings.provider_concurrency == 16
     assert settings.google_auto_tagging == "vision"
     assert settings.aws_auto_tagging == "rekognition"
+    assert settings.result_ttl_days == 30
+    assert settings.google_monthly_calls == settings.aws_monthly_calls == 0
+    assert settings.google_calls_per_second == settings.aws_calls_per_second == 0
+    assert settings.budget_exhausted is BudgetExhausted.PENDING
     assert settings.webhook_allow_cidrs == ()
     assert settings.webhook_schedule == (0, 5, 30, 120, 600, 1800, 3600)
     assert settings.webhook_on is WebhookOn.PENDING

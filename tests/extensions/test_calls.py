@@ -482,6 +482,38 @@ def test_call_that_timed_out_keeps_its_unit(serve: Serve, vision: VisionEmulator
     assert len(vision.calls) == 1
 
 
+def test_call_that_a_stop_cuts_short_keeps_its_unit_and_no_claim(
+    serve: Serve, vision: VisionEmulator
+) -> None:
+    server = serve(google_auto_tagging="vision", google_monthly_calls=9, sync_budget_seconds=1)
+    vision.hold()
+    assert upload(server)["extensionStatus"] == WAITS
+    vision.wait_for_calls(1)
+    server.stop()
+    again = serve()
+    assert used(again) == (1, 0, 0)
+    assert again.rows(select(answers)) == []
+    assert held_slots(again) == []
+
+
+def test_aws_has_a_cap_and_a_rate_of_its_own(
+    serve: Serve, vision: VisionEmulator, rekognition: RekognitionEmulator
+) -> None:
+    server = serve(
+        google_auto_tagging="vision",
+        aws_auto_tagging="rekognition",
+        aws_monthly_calls=2,
+        aws_calls_per_second=2,
+        sync_budget_seconds=LONG,
+    )
+    got = [upload(server, n, GOOGLE, AWS)["extensionStatus"] for n in range(3)]
+    assert [each[GOOGLE] for each in got] == ["success"] * 3
+    assert [each[AWS] for each in got] == ["success", "success", "pending"]
+    first, second = rekognition.calls
+    assert second.at_seconds - first.at_seconds > 0.4
+    assert used(server, AWS) == (2, 0, 1)
+
+
 class MovedClock(Clock):
     """Runs as fast as any other; its wall clock starts where it is set."""
 
@@ -773,17 +805,6 @@ def test_replicas_that_disagree_take_slots_up_to_their_own_number(server: LoupeS
     assert [type(many.ask()) for _ in range(3)] == [Granted, Granted, NoSlot]
 
 
-@on_postgres
-def test_server_that_stops_leaves_no_slot_taken(serve: Serve, vision: VisionEmulator) -> None:
-    other = serve()
-    server = serve(google_auto_tagging="vision", sync_budget_seconds=0.5)
-    vision.hold()
-    assert upload(server)["extensionStatus"] == WAITS
-    assert len(held_slots(other)) == 1
-    server.stop()
-    assert held_slots(other) == []
-
-
 @on_sqlite
 def test_one_process_has_no_slots(serve: Serve, vision: VisionEmulator) -> None:
     server = serve(google_auto_tagging="vision", sync_budget_seconds=LONG)
@@ -925,6 +946,18 @@ def test_cool_down_doubles_from_2_to_30_seconds_with_one_probe_each(breaker: Bre
     assert not breaker.is_open
     assert breaker.callable() == 8
     assert isinstance(breaker.ask(), Granted)
+
+
+def test_of_all_replicas_one_makes_the_probe(
+    serve: Serve, database_url: str, vision: VisionEmulator
+) -> None:
+    breakers = [Breaker(server) for server in replicas(serve, database_url)]
+    for granted in [breakers[0].ask() for _ in range(5)]:
+        breakers[0].fail(granted)
+    breakers[0].cool_down()
+    with ThreadPoolExecutor(8) as pool:
+        asked = list(pool.map(lambda n: breakers[n % len(breakers)].ask(), range(16)))
+    assert sorted(type(each).__name__ for each in asked) == ["Granted"] + ["NotNow"] * 15
 
 
 def test_calls_that_were_under_way_when_it_opened_do_not_lengthen_the_cool_down(
