@@ -40,21 +40,21 @@ def hanging_hosts() -> Iterator[list[str]]:
 
 def tell_all(server: LoupeServer, urls: list[str]) -> None:
     """Several deliveries for each, all due before anything that comes later."""
-
-    def put(tx: Tx) -> None:
-        for number in range(WAITING_AT_EACH):
-            for url in urls:
-                enqueue(
-                    tx,
-                    run_id=f"{number} {url}",
-                    url=url,
-                    payload={"number": number},
-                    request_id="r",
-                    first_delay=0,
-                )
-
-    server.write(put)
+    for number in range(WAITING_AT_EACH):
+        server.write(lambda tx, number=number: tell_each(tx, urls, number))  # type: ignore[misc]
     wake(server)
+
+
+def tell_each(tx: Tx, urls: list[str], number: int) -> None:
+    for url in urls:
+        enqueue(
+            tx,
+            run_id=f"{number} {url}",
+            url=url,
+            payload={"number": number},
+            request_id="r",
+            first_delay=0,
+        )
 
 
 def in_flight(server: LoupeServer) -> int:
