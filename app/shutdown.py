@@ -40,17 +40,17 @@ class Shutdown:
             _end_at_last(self._limit_seconds + CLOSE_SECONDS)
         elif number == signal.SIGINT:
             self._hurried.set()
+            _end_at_last(CLOSE_SECONDS)
 
     async def wait_for(self, tasks: Collection["asyncio.Future[Any]"]) -> None:
         """Until they have ended, or the time is over, or somebody is in a hurry."""
         hurried = asyncio.create_task(self._hurried.wait())
-        done = asyncio.gather(*tasks, return_exceptions=True)
-        seconds_left = self._limit_seconds - (time.monotonic() - self._asked_at)
-        await asyncio.wait(
-            [asyncio.ensure_future(done), hurried],
-            timeout=max(0.0, seconds_left),
-            return_when=asyncio.FIRST_COMPLETED,
-        )
+        either: list[asyncio.Future[Any]] = [
+            asyncio.gather(*tasks, return_exceptions=True),
+            hurried,
+        ]
+        seconds_left = max(0.0, self._asked_at + self._limit_seconds - time.monotonic())
+        await asyncio.wait(either, timeout=seconds_left, return_when=asyncio.FIRST_COMPLETED)
         hurried.cancel()
 
 
