@@ -74,6 +74,8 @@ async def _open(app: Starlette) -> AsyncIterator[None]:
     )
     with ProcessPoolExecutor(DECODERS, mp_context=get_context("spawn")) as decoders:
         app.state.decoders = decoders
+        # Its processes import this module first, which is not to be measured.
+        await asyncio.wrap_future(decoders.submit(pyvips.version, 0))
         yield
     await channel.close()
 
