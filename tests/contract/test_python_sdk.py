@@ -494,3 +494,50 @@ def test_a_path_in_the_base_url_is_kept_by_the_sdk_and_gets_an_error_it_understa
         shared_sdk.files.upload(file=b"a", file_name="a.txt")
     assert caught.value.status_code in (404, 405)
     assert message_of(caught.value)
+
+
+class LosesTheFirstAnswer(httpx.HTTPTransport):
+    """A line that is cut when the server has answered; keys: of the requests that went out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.keys: list[str | None] = []
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        answer = super().handle_request(request)
+        self.keys.append(request.headers.get("idempotency-key"))
+        if len(self.keys) == 1:
+            answer.read()
+            answer.close()
+            raise httpx.ReadError("the line was cut", request=request)
+        return answer
+
+
+@pytest.mark.parametrize("key", ["one upload", None])
+def test_a_retry_of_the_sdk_stores_one_file_if_it_was_given_a_key(
+    server: LoupeServer, key: str | None
+) -> None:
+    """The SDK retries by itself, but sends no key of its own."""
+    line = LosesTheFirstAnswer()
+    headers = {} if key is None else {"Idempotency-Key": key}
+    with ImageKit(
+        private_key=DEVELOPMENT_PRIVATE_KEY,
+        base_url=server.url,
+        http_client=httpx.Client(transport=line),
+        _strict_response_validation=True,
+    ) as sdk:
+        answer = sdk.files.upload(
+            file=pictures.jpeg(), file_name="cat.jpg", tags=["a"], extra_headers=headers
+        )
+        assert line.keys == [key, key]
+        listed = server.client.get("/v1/files").json()
+    assert answer.file_id in [file["fileId"] for file in listed]
+    assert len(listed) == (2 if key is None else 1)
+
+
+def test_the_second_version_of_upload_takes_a_private_key_too(shared_sdk: Sdk) -> None:
+    answer = shared_sdk.beta.v2.files.upload(
+        file=pictures.jpeg(), file_name="cat.jpg", tags=["cat"], response_fields=["tags"]
+    )
+    assert (answer.file_type, answer.tags) == ("image", ["cat"])
+    assert bytes_of(answer.url) == pictures.jpeg()

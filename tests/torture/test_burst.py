@@ -72,6 +72,7 @@ class Client:
         for start in range(0, len(BODY) - LAST_BYTES, PIECE_BYTES):
             self._writer.write(BODY[start : start + PIECE_BYTES][: len(BODY) - LAST_BYTES - start])
             await self._writer.drain()
+            await asyncio.sleep(0)  # so that answers are read as soon as they are there
         await rest_may_go.wait()
         self._writer.write(BODY[-LAST_BYTES:])
         await self._writer.drain()
