@@ -29,32 +29,42 @@ def _add_request_id(logger: Any, method: str, event: dict[str, Any]) -> dict[str
     return event
 
 
+# What every line gets, ours and the libraries'. Tracebacks never show local variables.
+PROCESSORS: list[Any] = [
+    structlog.stdlib.add_log_level,
+    structlog.stdlib.add_logger_name,
+    _add_request_id,
+    structlog.processors.TimeStamper(fmt="iso", utc=True),
+    structlog.processors.format_exc_info,
+]
+as_json = structlog.processors.JSONRenderer()
+
+
 def configure_logs() -> None:
     """Ours and the libraries' lines, alike, to standard error."""
-    shared: list[Any] = [
-        structlog.stdlib.add_log_level,
-        structlog.stdlib.add_logger_name,
-        _add_request_id,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
-        structlog.processors.format_exc_info,
-    ]
     structlog.configure(
-        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        processors=[*PROCESSORS, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         logger_factory=structlog.stdlib.LoggerFactory(),
         cache_logger_on_first_use=True,
     )
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=shared,
-            processors=[
-                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-                structlog.processors.JSONRenderer(),
-            ],
-        )
-    )
+    handler.setFormatter(json_lines())
     root = logging.getLogger()
     root.handlers = [handler]
-    root.setLevel(logging.INFO)
+    quieten_libraries()
+
+
+def json_lines() -> logging.Formatter:
+    return structlog.stdlib.ProcessorFormatter(
+        foreign_pre_chain=PROCESSORS,
+        processors=[
+            structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+            as_json,
+        ],
+    )
+
+
+def quieten_libraries() -> None:
+    logging.getLogger().setLevel(logging.INFO)
     for noisy in ("httpx", "httpcore", "botocore", "boto3", "urllib3", "google", "alembic"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
