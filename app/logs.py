@@ -31,48 +31,53 @@ def _add_request_id(logger: Any, method: str, event: dict[str, Any]) -> dict[str
     return event
 
 
+# What every line gets, ours and the libraries'. Tracebacks never show local variables.
+PROCESSORS: list[Any] = [
+    structlog.stdlib.add_log_level,
+    structlog.stdlib.add_logger_name,
+    _add_request_id,
+    structlog.processors.TimeStamper(fmt="iso", utc=True),
+    structlog.processors.format_exc_info,
+]
+
+
 def configure_logs() -> None:
     """Ours and the libraries' lines, alike, to standard error.
 
     Ours go there directly: the standard library's way costs several times as much a line.
     """
-    shared: list[Any] = [
-        structlog.stdlib.add_log_level,
-        structlog.stdlib.add_logger_name,
-        _add_request_id,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
-        structlog.processors.format_exc_info,
-    ]
     structlog.configure(
-        processors=[*shared, _as_json],
+        processors=[*PROCESSORS, as_json],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
         logger_factory=structlog.BytesLoggerFactory(sys.stderr.buffer),
         cache_logger_on_first_use=True,
     )
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=shared,
-            processors=[
-                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-                _as_json_text,
-            ],
-        )
-    )
+    handler.setFormatter(json_lines())
     root = logging.getLogger()
     root.handlers = [handler]
-    root.setLevel(logging.INFO)
+    quieten_libraries()
+
+
+def json_lines() -> logging.Formatter:
+    return structlog.stdlib.ProcessorFormatter(
+        foreign_pre_chain=PROCESSORS,
+        processors=[
+            structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+            lambda logger, method, event: as_json(logger, method, event).decode(),
+        ],
+    )
+
+
+def quieten_libraries() -> None:
+    logging.getLogger().setLevel(logging.INFO)
     for noisy in ("httpx", "httpcore", "botocore", "boto3", "urllib3", "google", "alembic"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
 
-def _as_json(logger: Any, method: str, event: Any) -> bytes:
+def as_json(logger: Any, method: str, event: Any) -> bytes:
     """One line. orjson knows neither lone surrogates nor what is no JSON: those take longer."""
     try:
         return orjson.dumps(event)
     except TypeError:
         return json.dumps(event, default=repr).encode()
-
-
-def _as_json_text(logger: Any, method: str, event: Any) -> str:
-    return _as_json(logger, method, event).decode()

@@ -17,6 +17,7 @@ from app import schema
 from app.clock import Clock
 from app.images import ImagePool
 from app.settings import Settings, load_settings
+from tests import canaries
 from tests.emulators.rekognition import RekognitionEmulator
 from tests.emulators.s3 import S3Emulator
 from tests.emulators.vision import VisionEmulator
@@ -36,9 +37,12 @@ TOOLS: dict[str, tuple[Callable[[], bool], str]] = {
     "strace": (strace_is_available, "strace was not found, or may not trace"),
 }
 
+canaries.watch_logs()
+
 # Tracebacks with every local variable, as is the default, take seconds to write.
 structlog.configure(
     processors=[
+        canaries.watch_event,
         *structlog.get_config()["processors"][:-1],
         structlog.dev.ConsoleRenderer(
             colors=False, exception_formatter=structlog.dev.plain_traceback
@@ -61,6 +65,16 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, os.devnull)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("NO_GCE_CHECK", "true")
+
+
+@pytest.fixture(autouse=True)
+def _no_secret_shows(request: pytest.FixtureRequest) -> Iterator[None]:
+    has_directory = "tmp_path" in request.fixturenames
+    directory = request.getfixturevalue("tmp_path") if has_directory else None
+    yield
+    if directory is not None:
+        canaries.check_logs_below(directory)
+    canaries.require_silence()
 
 
 @pytest.fixture(scope="session")
@@ -220,7 +234,7 @@ def rekognition(monkeypatch: pytest.MonkeyPatch) -> Iterator[RekognitionEmulator
     with RekognitionEmulator() as emulator:
         monkeypatch.setenv("AWS_ENDPOINT_URL_REKOGNITION", emulator.url)
         monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
-        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", canaries.AWS_SECRET_KEY)
         monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
         yield emulator
 

@@ -14,6 +14,8 @@ from sqlalchemy import create_engine, text
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.pool import NullPool
 
+from tests.canaries import POSTGRES_PASSWORD
+
 URL_VARIABLE = "LOUPE_TEST_POSTGRES_URL"
 
 
@@ -85,7 +87,7 @@ def _serve(binaries: Path, directory: Path, user: str | None) -> Iterator[Postgr
     _run([*control, "-o", options, "start"], user)
     try:
         yield Postgres(
-            make_url(f"postgresql+psycopg://loupe@127.0.0.1:{port}/postgres"),
+            make_url(f"postgresql+psycopg://loupe:{POSTGRES_PASSWORD}@127.0.0.1:{port}/postgres"),
             lambda *command: _run([*control, "-m", "immediate", *command], user),
         )
     finally:

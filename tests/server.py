@@ -17,6 +17,7 @@ from app.db import Tx
 from app.images import ImagePool
 from app.main import Resources, create_app, open_resources
 from app.settings import DEVELOPMENT_PRIVATE_KEY, Settings
+from tests import canaries
 
 T = TypeVar("T")
 AUTH = (DEVELOPMENT_PRIVATE_KEY, "")
@@ -62,7 +63,9 @@ class LoupeServer:
         self.resources = await self._stack.enter_async_context(
             open_resources(self._settings, clock=self._clock, images=self._images)
         )
-        config = server_config(create_app(self.resources), self._settings)
+        canaries.plant(self.resources.keys)
+        app = canaries.WatchedAnswers(create_app(self.resources))
+        config = server_config(app, self._settings)
         self._server = uvicorn.Server(config)
         self._serving = asyncio.create_task(self._server._serve([listening]))
         while not self._server.started:  # noqa: ASYNC110 (uvicorn has no event for it)

@@ -17,6 +17,7 @@ import structlog.testing
 
 from app.auth import upload_signature
 from app.settings import DEVELOPMENT_PRIVATE_KEY, DEVELOPMENT_PUBLIC_KEY
+from tests import canaries
 from tests.conftest import Serve
 from tests.files.helpers import (
     PICTURE,
@@ -58,7 +59,7 @@ def signed(
     """The fields that a browser adds, as a customer's backend makes them."""
     token = str(uuid4()) if token is None else token
     expire = str(int(time.time()) + 1800 if expire is None else expire)
-    signature = upload_signature(private_key, token, expire)
+    signature = canaries.planted(upload_signature(private_key, token, expire))
     return {"publicKey": public_key, "token": token, "expire": expire, "signature": signature}
 
 

@@ -16,6 +16,7 @@ import pytest
 
 from app.__main__ import COMMANDS, main
 from app.settings import DEVELOPMENT_PRIVATE_KEY, DEVELOPMENT_PUBLIC_KEY
+from tests import canaries
 
 PROJECT = Path(__file__).resolve().parent.parent
 SECONDS = 60.0
@@ -42,7 +43,7 @@ def env(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Environment:
 
 
 def run(command: str, env: dict[str, str]) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
+    finished = subprocess.run(
         [sys.executable, "-m", "app", command],
         cwd=PROJECT,
         env=env,
@@ -50,6 +51,8 @@ def run(command: str, env: dict[str, str]) -> "subprocess.CompletedProcess[str]"
         text=True,
         timeout=SECONDS,
     )
+    canaries.check(f"what {command} printed", finished.stderr)
+    return finished
 
 
 def refusal_of(command: str) -> str:

@@ -30,6 +30,8 @@ from moto.moto_server.werkzeug_app import (
 )
 from werkzeug.serving import make_server
 
+from tests.canaries import AWS_SECRET_KEY
+
 _LOOK_SECONDS = 0.02
 _ERROR = b'<?xml version="1.0" encoding="UTF-8"?><Error><Code>%s</Code></Error>'
 _ERRORS = {"unavailable": ("503 Slow Down", b"SlowDown"), "denied": ("403 No", b"AccessDenied")}
@@ -62,7 +64,7 @@ class S3Emulator:
             endpoint_url=self.url,
             region_name="us-east-1",
             aws_access_key_id="test",
-            aws_secret_access_key="test",
+            aws_secret_access_key=AWS_SECRET_KEY,
         )
         return self
 
@@ -76,7 +78,7 @@ class S3Emulator:
     def set_environment(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("AWS_ENDPOINT_URL_S3", self.url)
         monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
-        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", AWS_SECRET_KEY)
         monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
 
     def create_bucket(self) -> str:

@@ -22,6 +22,7 @@ from app.extensions.models import provider_states, runs
 from app.extensions.schemas import AWS, GOOGLE
 from app.webhooks.models import attempts, deliveries
 from tests import pictures
+from tests.canaries import AWS_SECRET_KEY
 from tests.conftest import start_server
 from tests.emulators.rekognition import RekognitionEmulator
 from tests.emulators.vision import VisionEmulator
@@ -154,7 +155,7 @@ def vendor_environment(vision: VisionEmulator, rekognition: RekognitionEmulator)
         "LOUPE_VISION_INSECURE": "true",
         "AWS_ENDPOINT_URL_REKOGNITION": rekognition.url,
         "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_SECRET_ACCESS_KEY": AWS_SECRET_KEY,
         "AWS_DEFAULT_REGION": "us-east-1",
     }
 
