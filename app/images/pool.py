@@ -1,5 +1,6 @@
 """A few child processes that decode."""
 
+import os
 import sys
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -23,6 +24,9 @@ from app.images.pixels import (
 
 T = TypeVar("T")
 
+# One for each core; at most four, since each may come to need as much memory as it is allowed.
+CHILDREN = min(4, max(2, os.cpu_count() or 2))
+
 
 class ImagePool:
     """A few child processes that decode. Made in the event loop's main thread, and used there.
@@ -39,7 +43,7 @@ class ImagePool:
     def __init__(
         self,
         *,
-        processes: int = 2,
+        processes: int = CHILDREN,
         timeout_seconds: float = 30,
         max_pixels: int = 100_000_000,
         memory_bytes: int = 2_147_483_648,
