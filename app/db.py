@@ -162,10 +162,6 @@ class Database(ABC):
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
 
-    def data_version(self) -> int | None:
-        """Another number after every commit, whoever made it; None where none is cheap to have."""
-        return None
-
     @abstractmethod
     async def read(
         self, function: Callable[Concatenate[Tx, P], T], *args: P.args, **kwargs: P.kwargs
@@ -216,16 +212,6 @@ class SqliteDatabase(Database):
         self._waiting: queue.SimpleQueue[_Write | None] = queue.SimpleQueue()
         self._writer = threading.Thread(target=self._write_all, name="sqlite-write", daemon=True)
         self._writer.start()
-
-    def data_version(self) -> int | None:
-        # Only the reading connection is asked, and it never writes: SQLite does not count its own.
-        connection = self._inline.connection.driver_connection
-        assert isinstance(connection, sqlite3.Connection)
-        try:
-            version: int = connection.execute("PRAGMA data_version").fetchone()[0]
-        except sqlite3.Error:
-            return None  # the transaction that follows says what is wrong
-        return version
 
     async def read(
         self, function: Callable[Concatenate[Tx, P], T], *args: P.args, **kwargs: P.kwargs

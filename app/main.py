@@ -19,7 +19,6 @@ from app import metrics
 from app.auth import Authenticator
 from app.clock import Clock
 from app.db import Database, ProcessLock, is_sqlite, open_database
-from app.delivery.lookup import Lookup
 from app.delivery.routes import Delivery
 from app.delivery.thumbnails import Thumbnails
 from app.delivery.transformations import THUMBNAIL_BOX_PX
@@ -229,11 +228,10 @@ def create_app(resources: Resources) -> ASGIApp:
     )
     app.state.uploader = _uploader(resources, app.state.authenticator)
     delivery = Delivery(
-        Lookup(resources.db),
+        resources.db,
         resources.storage,
         Thumbnails(resources.images, resources.storage, THUMBNAIL_BOX_PX),
         resources.keys,
-        resources.db.clock,
         resources.settings.imagekit_id,
     )
     app.state.operations = Operations(

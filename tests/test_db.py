@@ -461,26 +461,6 @@ def test_commit_that_fails_fails_every_write_of_the_group(running: Running) -> N
 
 
 @on_sqlite
-def test_data_version_changes_with_each_commit_whoever_made_it(running: Running) -> None:
-    seen = [running.db.data_version()]
-    running.names()
-    assert running.db.data_version() == seen[0]
-    running.run(running.db.write(put, "a"))
-    seen.append(running.db.data_version())
-    elsewhere = create_engine(running.url, poolclass=NullPool)
-    with elsewhere.begin() as connection:
-        connection.execute(insert(generated_secrets).values(name="b", value="v"))
-    seen.append(running.db.data_version())
-    assert None not in seen
-    assert len(set(seen)) == 3
-
-
-@on_postgres
-def test_postgres_has_no_data_version_to_trust(running: Running) -> None:
-    assert running.db.data_version() is None
-
-
-@on_sqlite
 def test_sqlite_syncs_each_commit(running: Running) -> None:
     def settings(tx: Tx) -> tuple[Any, Any]:
         mode = tx.execute(text("PRAGMA journal_mode")).scalar_one()

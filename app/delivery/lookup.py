@@ -1,40 +1,13 @@
-"""Finds what a delivery URL names. It stands before every delivery, so it is cheap."""
+"""Finds what a delivery URL names. It stands before every delivery, and reads no more than that."""
 
 from typing import Any
 
-from cachetools import LRUCache
 from sqlalchemy import Row, Select, bindparam, select
 
-from app.db import Database, Tx
+from app.db import Tx
 from app.files.models import files, folders, versions
 from app.files.names import split_path
 from app.prepared import Prepared
-
-KEPT_VERSIONS = 4096
-
-
-class Lookup:
-    """Finds versions by path, and keeps them in memory until anything is written (SQLite only)."""
-
-    def __init__(self, db: Database) -> None:
-        self._db = db
-        self._found: LRUCache[tuple[str, str | None], Row[Any]] = LRUCache(KEPT_VERSIONS)
-        self._as_of: int | None = None
-
-    async def version_at(self, path: str, version_id: str | None) -> Row[Any] | None:
-        """The current version of the file at an absolute path, or the version that is named."""
-        as_of = self._db.data_version()
-        if as_of is None:
-            return await self._db.read(read_version_at, path, version_id)
-        if as_of != self._as_of:
-            self._found.clear()
-            self._as_of = as_of
-        version: Row[Any] | None = self._found.get((path, version_id))
-        if version is None:
-            version = await self._db.read(read_version_at, path, version_id)
-            if version is not None and as_of == self._as_of:
-                self._found[path, version_id] = version
-        return version
 
 
 def _select_where_id_is(version_id: Any) -> Select[Any]:
@@ -65,7 +38,8 @@ _read_current = Prepared(_select_where_id_is(files.c.current_version_id))
 _read_named = Prepared(_select_where_id_is(bindparam("version_id")))
 
 
-def read_version_at(tx: Tx, path: str, version_id: str | None) -> Row[Any] | None:
+def read_version_at(tx: Tx, path: str, version_id: str | None = None) -> Row[Any] | None:
+    """The current version of the file at an absolute path, or the version of it that is named."""
     folder, name = split_path(path)
     at = {"at_folder": folder, "at_name": name}
     version: Row[Any] | None

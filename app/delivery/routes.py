@@ -12,8 +12,8 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from app.clock import Clock
-from app.delivery.lookup import Lookup
+from app.db import Database
+from app.delivery.lookup import read_version_at
 from app.delivery.negotiation import accepts
 from app.delivery.ranges import Part, RangeNotSatisfiable, is_not_modified, requested_part
 from app.delivery.signed_urls import has_valid_signature
@@ -58,11 +58,10 @@ class NoThumbnail(BadRequest):
 class Delivery:
     """Answers delivery requests, as an ASGI application. imagekit_id: starts every path."""
 
-    lookup: Lookup
+    db: Database
     storage: Storage
     thumbnails: Thumbnails
     keys: Keys
-    clock: Clock
     imagekit_id: str
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -80,7 +79,7 @@ class Delivery:
         target = parse_target(_decoded(raw_path), query)
         if target.version_id is not None and not is_id(target.version_id):
             raise NotDelivered
-        version = await self.lookup.version_at(target.path, target.version_id)
+        version = await self.db.read(read_version_at, target.path, target.version_id)
         if version is None or not version.is_published:
             raise NotDelivered
         if version.is_private and not target.thumbnail:
@@ -91,7 +90,7 @@ class Delivery:
 
     def _require_signature(self, raw_target: str) -> None:
         private_keys = [pair.private for pair in self.keys.pairs]
-        if not has_valid_signature(raw_target, private_keys, self.clock.wall()):
+        if not has_valid_signature(raw_target, private_keys, self.db.clock.wall()):
             raise SignatureRequired
 
     async def _thumbnail(self, request: Request, version: Row[Any]) -> Response:
