@@ -1,7 +1,7 @@
 """Bad inputs: each gets its status and a message that says why, and leaves nothing behind.
 
-What only one field can get wrong is tested beside that field's code; here are `extensions`, `tags`
-and `webhookUrl`, a sample of everything on both databases, and all types of everything.
+What only one field can get wrong is tested beside that field's code; here are `extensions` and
+`tags`, a sample of everything on both databases, and all types of everything.
 """
 
 import base64

@@ -18,7 +18,7 @@ from tests.postgres import make_clock_movable
 from tests.server import LoupeServer
 from tests.torture.harness import new_seed, report, size
 
-EVENTS_PER_STEP = size(2, 30)
+EVENTS_PER_STEP = size(2, 10)
 LONGEST_JITTER = 1.21
 HOURLY = 3600 * LONGEST_JITTER
 # The delays of the schedule as it is by default, each let pass as a whole; 12 hours in all.
