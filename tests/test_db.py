@@ -1,6 +1,8 @@
 """Transactions as callers meet them, on both databases."""
 
 import asyncio
+import errno
+import os
 import shutil
 import threading
 import time
@@ -564,3 +566,22 @@ def test_sqlite_is_what_opens_for_a_sqlite_url(tmp_path: Path, sqlite_template: 
 
 def test_utc_datetime_stores_null() -> None:
     assert literal(None, UtcDateTime()).type.process_result_value(None, None) is None  # type: ignore[attr-defined]
+
+
+def test_name_of_sqlites_log_is_durable_before_the_first_commit(
+    sqlite_template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SQLite goes on when the directory cannot be synced; then a power cut would lose commits."""
+    shutil.copy(sqlite_template, tmp_path / "loupe.db")
+    synced = []
+
+    def fail(descriptor: int) -> None:
+        synced.append(Path(f"/proc/self/fd/{descriptor}").readlink())
+        assert (tmp_path / "loupe.db-wal").exists()
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    settings = load_settings(Settings, database_url=f"sqlite:///{tmp_path}/loupe.db")
+    with pytest.raises(SettingsError, match="cannot be synced: Input/output error"):
+        open_database(settings, Clock())
+    assert synced == [tmp_path]
