@@ -8,7 +8,9 @@ counts with whatever else the thread does.
 
 import argparse
 import re
+import signal
 import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -55,6 +57,7 @@ LAYERS = (
 
 def main() -> None:
     options = _options()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that all servers are ended
     require_wrk()
     options.out.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix="profile-", dir=options.out) as work:
