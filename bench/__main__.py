@@ -1,6 +1,7 @@
 """Measures Loupe beside its limit and its peers: `python -m bench`, which `make bench` runs."""
 
 import argparse
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from bench.versions import versions
 
 def main() -> None:
     options = _options()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that all servers are ended
     options.out.mkdir(parents=True, exist_ok=True)
     failures: dict[str, str] = {}
     try:

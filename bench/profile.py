@@ -8,7 +8,9 @@ counts with whatever else the thread does.
 
 import argparse
 import re
+import signal
 import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -55,6 +57,7 @@ LAYERS = (
 
 def main() -> None:
     options = _options()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that all servers are ended
     require_wrk()
     options.out.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix="profile-", dir=options.out) as work:
@@ -92,7 +95,8 @@ def _profile(
     warm_up(load)
     samples = directory / f"{name}.txt"
     what = ["--pid", str(loupe.pid), "--format", "raw", "--output", str(samples), "--threads"]
-    how = ["--gil", "--duration", str(seconds), "--rate", str(SAMPLES_PER_SECOND)]
+    # Without stopping it for each sample, which would cost every thread system calls.
+    how = ["--gil", "--nonblocking", "--duration", str(seconds), "--rate", str(SAMPLES_PER_SECOND)]
     with subprocess.Popen(
         [py_spy, "record", *what, *how],
         stdout=subprocess.DEVNULL,
