@@ -209,7 +209,9 @@ class SqliteDatabase(Database):
         self._reading = _sqlite_engine(url, "BEGIN")
         self._inline = self._reading.connect()
         _make_log_durable(self._inline, url)
-        self._scanners = ThreadPoolExecutor(1, thread_name_prefix="sqlite-scan")
+        self._scanner = ThreadPoolExecutor(1, thread_name_prefix="sqlite-scan")
+        # Belongs to that thread, and is kept: to open one costs more than a short list.
+        self._scanning: Connection | None = None
         self._waiting: queue.SimpleQueue[_Write | None] = queue.SimpleQueue()
         self._writer = threading.Thread(target=self._write_all, name="sqlite-write", daemon=True)
         self._writer.start()
@@ -224,10 +226,15 @@ class SqliteDatabase(Database):
         self, function: Callable[Concatenate[Tx, P], T], *args: P.args, **kwargs: P.kwargs
     ) -> T:
         def run() -> T:
-            with self._reading.begin() as connection:
-                return function(Tx(connection, self.clock), *args, **kwargs)
+            self._scanning = self._scanning or self._reading.connect()
+            with self._scanning.begin():
+                return function(Tx(self._scanning, self.clock), *args, **kwargs)
 
-        return await asyncio.get_running_loop().run_in_executor(self._scanners, run)
+        return await asyncio.get_running_loop().run_in_executor(self._scanner, run)
+
+    def _close_scanning(self) -> None:
+        if self._scanning is not None:
+            self._scanning.close()
 
     def _submit(self, function: Callable[[Tx], T]) -> "asyncio.Future[T]":
         loop = asyncio.get_running_loop()
@@ -270,7 +277,8 @@ class SqliteDatabase(Database):
     async def close(self) -> None:
         self._waiting.put(None)
         await asyncio.to_thread(self._writer.join)
-        self._scanners.shutdown()
+        await asyncio.get_running_loop().run_in_executor(self._scanner, self._close_scanning)
+        self._scanner.shutdown()
         self._inline.close()
         self._reading.dispose()
         self._writing.dispose()

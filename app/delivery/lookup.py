@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sqlalchemy import Row, Select, bindparam, select
+from sqlalchemy import ColumnElement, Row, Select, bindparam, select
 
 from app.db import Tx
 from app.files.models import files, folders, versions
@@ -10,7 +10,7 @@ from app.files.names import split_path
 from app.prepared import Prepared
 
 
-def _select_where_id_is(version_id: Any) -> Select[Any]:
+def _select_joined_on(joined_on: ColumnElement[bool], *where: ColumnElement[bool]) -> Select[Any]:
     """Just what a delivery needs to know of a version at a path."""
     return (
         select(
@@ -24,18 +24,19 @@ def _select_where_id_is(version_id: Any) -> Select[Any]:
             versions.c.is_published,
             versions.c.created_at,
         )
-        .join(files, files.c.id == versions.c.file_id)
+        .select_from(files)
+        .join(versions, joined_on)
         .join(folders, folders.c.id == files.c.folder_id)
         .where(
-            folders.c.path == bindparam("at_folder"),
-            files.c.name == bindparam("at_name"),
-            versions.c.id == version_id,
+            folders.c.path == bindparam("at_folder"), files.c.name == bindparam("at_name"), *where
         )
     )
 
 
-_read_current = Prepared(_select_where_id_is(files.c.current_version_id))
-_read_named = Prepared(_select_where_id_is(bindparam("version_id")))
+_read_current = Prepared(_select_joined_on(versions.c.id == files.c.current_version_id))
+_read_named = Prepared(
+    _select_joined_on(versions.c.file_id == files.c.id, versions.c.id == bindparam("version_id"))
+)
 
 
 def read_version_at(tx: Tx, path: str, version_id: str | None = None) -> Row[Any] | None:

@@ -12,28 +12,35 @@ from app.files.names import join_path
 from app.files.urls import FileUrls
 from app.prepared import Prepared
 
+_COLUMNS = (
+    *versions.c,
+    files.c.name,
+    files.c.created_at.label("file_created_at"),
+    files.c.current_version_id,
+    folders.c.path.label("folder_path"),
+)
 
-def select_versions() -> Select[Any]:
-    """Versions with the name and folder of their file, and whether they are its current one."""
+
+def select_current_versions() -> Select[Any]:
+    """Each file's current version, with the file's name and folder.
+
+    Joined by one key each: PostgreSQL takes two for rarer than they are, and then reads all files.
+    """
     return (
-        select(
-            versions,
-            files.c.name,
-            files.c.created_at.label("file_created_at"),
-            files.c.current_version_id,
-            folders.c.path.label("folder_path"),
-        )
-        .join(files, files.c.id == versions.c.file_id)
+        select(*_COLUMNS)
+        .select_from(files)
+        .join(versions, versions.c.id == files.c.current_version_id)
         .join(folders, folders.c.id == files.c.folder_id)
     )
 
 
-_read_version = Prepared(select_versions().where(versions.c.id == bindparam("version_id")))
-_read_current = Prepared(
-    select_versions().where(
-        files.c.id == bindparam("file_id"), versions.c.id == files.c.current_version_id
-    )
+_read_version = Prepared(
+    select(*_COLUMNS)
+    .join(files, files.c.id == versions.c.file_id)
+    .join(folders, folders.c.id == files.c.folder_id)
+    .where(versions.c.id == bindparam("version_id"))
 )
+_read_current = Prepared(select_current_versions().where(files.c.id == bindparam("file_id")))
 
 
 def read_version(tx: Tx, version_id: str) -> Row[Any] | None:

@@ -42,7 +42,7 @@ from app.files.objects import (
     listed_object,
     read_current_version,
     read_version,
-    select_versions,
+    select_current_versions,
     upload_object,
 )
 from app.files.schemas import ListQuery, UpdateRequest, UploadFields
@@ -404,9 +404,7 @@ def _listing(
         "is_image": versions.c.is_image == bindparam("is_image"),
         "tags": _has_any_tag(is_postgres),
     }
-    statement = select_versions().where(
-        versions.c.id == files.c.current_version_id, *(conditions[name] for name in sorted(filters))
-    )
+    statement = select_current_versions().where(*(conditions[name] for name in sorted(filters)))
     in_order = _sorted(statement, sort_field, descending)
     return Prepared(in_order.limit(bindparam("limit")).offset(bindparam("skip")))
 
