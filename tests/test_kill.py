@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pytest
 from sqlalchemy import Engine, Row, create_engine, func, select
 from sqlalchemy.pool import NullPool
 
+from app.db import is_sqlite
 from app.extensions.models import runs
 from app.extensions.schemas import AWS, GOOGLE
 from app.files.models import files
@@ -212,6 +214,43 @@ def test_after_a_kill_every_run_and_webhook_that_was_due_is_finished_once(
     with engine.connect() as connection:
         assert connection.execute(select(func.count()).select_from(files)).scalar_one() == 8
     assert len(rekognition.calls) == 1
+
+
+def test_kill_between_a_providers_answer_and_its_commit_costs_one_more_call_and_tells_once(
+    process: Process, engine: Engine, vision: VisionEmulator
+) -> None:
+    process.start()
+    with Receiver() as receiver:
+        client = Client(process, receiver)
+        vision.hold()
+        assert client.upload("a.jpg", GOOGLE)["extensionStatus"] == {GOOGLE: "pending"}
+        with _nothing_can_be_recorded(engine):
+            vision.release()
+            wait_until(lambda: _has_an_answer(process), "the provider's answer is here")
+            process.kill()
+        assert [run.status for run in _rows(engine, select(runs))] == ["pending"]
+        process.start()
+        receiver.wait_for(1, FINISH_SECONDS)
+        wait_until(lambda: _is_all_final(engine), "all final", FINISH_SECONDS)
+        assert len(vision.calls) == 2
+        assert client.details("a.jpg")["AITags"] == tags(GOOGLE, *CAT_AND_ANIMAL)
+        _assert_each_told_once(engine, receiver.requests)
+
+
+@contextmanager
+def _nothing_can_be_recorded(engine: Engine) -> Iterator[None]:
+    """Another holds what the server would have to write to."""
+    lock = "BEGIN IMMEDIATE" if is_sqlite(str(engine.url)) else "LOCK extension_runs"
+    with engine.connect() as connection:
+        connection.exec_driver_sql(lock)
+        yield
+        connection.rollback()
+
+
+def _has_an_answer(process: Process) -> bool:
+    metrics = httpx.get(f"{process.url}/metrics").text
+    counted = 'loupe_provider_call_seconds_count{outcome="success",provider="vision"} 1.0'
+    return counted in metrics
 
 
 def _let_webhooks_hang(
