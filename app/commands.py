@@ -157,6 +157,7 @@ def server_config(app: Any, settings: Settings) -> uvicorn.Config:
         access_log=False,
         log_config=None,
         server_header=False,
+        proxy_headers=False,
         timeout_graceful_shutdown=settings.shutdown_seconds,  # type: ignore[arg-type] # any number
     )
 

@@ -15,7 +15,7 @@ from app.ids import new_id
 from app.images import ImageHeader, read_header
 from app.storage.base import system_errors_as_unavailable
 
-BLOCK_BYTES = 1024 * 1024
+BLOCK_BYTES = 512 * 1024
 
 
 class FileTooLarge(ApiError):
@@ -58,8 +58,7 @@ class Staging:
         self._max_bytes = max_bytes
         self._file: BinaryIO | None = None
         self._hash = hashlib.sha256()
-        self._waiting: list[bytes] = []
-        self._waiting_bytes = 0
+        self._block = bytearray()
         self._head = b""
         self._finished: StagedFile | None = None
         self.size_bytes = 0
@@ -70,9 +69,8 @@ class Staging:
             raise FileTooLarge
         if len(self._head) < HEAD_BYTES:
             self._head = (self._head + piece)[:HEAD_BYTES]
-        self._waiting.append(piece)
-        self._waiting_bytes += len(piece)
-        if self._waiting_bytes >= BLOCK_BYTES:
+        self._block += piece
+        if len(self._block) >= BLOCK_BYTES:
             await self._in_thread(self._write_block)
 
     async def _in_thread(self, step: Callable[[], None]) -> None:
@@ -82,8 +80,7 @@ class Staging:
     def _write_block(self) -> None:
         if self._file is None:
             self._file = self._path.open("xb", buffering=0)
-        block = b"".join(self._waiting)
-        self._waiting, self._waiting_bytes = [], 0
+        block, self._block = self._block, bytearray()
         self._hash.update(block)
         view = memoryview(block)
         while view:
