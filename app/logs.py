@@ -76,8 +76,13 @@ def quieten_libraries() -> None:
 
 
 def as_json(logger: Any, method: str, event: Any) -> bytes:
-    """One line. orjson knows neither lone surrogates nor what is no JSON: those take longer."""
+    """One line of ASCII, which no terminal and no reader of lines takes for anything else.
+
+    Almost every line is ASCII as orjson writes it. What is not, or holds what orjson does not know,
+    takes longer.
+    """
     try:
-        return orjson.dumps(event)
+        line = orjson.dumps(event)
     except TypeError:
-        return json.dumps(event, default=repr).encode()
+        line = b"\xff"
+    return line if line.isascii() else json.dumps(event, default=repr).encode()

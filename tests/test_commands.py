@@ -387,7 +387,7 @@ def started(
 
 def wait_for_line(process: "subprocess.Popen[bytes]", log: Path, event: str) -> None:
     deadline = time.monotonic() + SECONDS
-    while f'"event": "{event}' not in log.read_text():
+    while f'"event":"{event}' not in log.read_text():
         assert process.poll() is None, log.read_text()
         assert time.monotonic() < deadline, log.read_text()
         time.sleep(0.02)

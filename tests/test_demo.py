@@ -150,7 +150,7 @@ def test_ctrl_c_ends_a_demo_that_stays(tmp_path: Path) -> None:
     shutil.copytree(PROJECT / "demo", tmp_path / "demo")
     for name in ("app", "alembic"):
         (tmp_path / name).symlink_to(PROJECT / name)
-    log = tmp_path / "output"
+    log = tmp_path / "terminal"  # which may show the key that the demo uses
     with log.open("wb") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "demo"],

@@ -20,7 +20,7 @@ from tests.conftest import Serve
 from tests.emulators.rekognition import RekognitionEmulator
 from tests.emulators.s3 import S3Emulator
 from tests.files.helpers import PICTURE, UPLOAD, anonymous, on_sqlite_only, refused
-from tests.files.support import asking
+from tests.files.support import asking, wait_until
 from tests.server import LoupeServer
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -160,7 +160,8 @@ def test_refused_credentials_signatures_and_urls_are_not_repeated(
         refused(client.post(UPLOAD.replace("v1", "v2"), files=_parts(form | {"token": JWT})), 400)
         for fields in ({"file": url}, {"webhookUrl": url}):
             refused(shared_server.client.post(UPLOAD, files=_parts(form | fields)), 400)
-    assert len([line for line in lines if '"status": 40' in line]) == 5
+        # A request's line is written once its answer has been sent.
+        wait_until(lambda: len([each for each in lines if '"status":40' in each]) == 5, "5 lines")
 
 
 def _parts(form: dict[str, str]) -> dict[str, tuple[None, str]]:

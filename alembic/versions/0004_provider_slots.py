@@ -32,7 +32,7 @@ def upgrade() -> None:
         sa.Column("lease_owner", sa.Text(), nullable=True),
         sa.PrimaryKeyConstraint("extension", "number", name=op.f("pk_provider_slots")),
     )
-    _index_due_runs(["extension", "lease_until", "due_at"])
+    _index_due_runs(["status", "extension", "lease_until", "due_at"])
     unleased = sa.text("status = 'pending' AND lease_until IS NULL")
     op.create_index(
         NEXT_DUE, TABLE, ["status", "due_at"], postgresql_where=unleased, sqlite_where=unleased

@@ -31,6 +31,7 @@ class ExtensionRun(Leased, Base):
         Index(None, "status", "created_at", "id"),
         Index(
             "ix_extension_runs_due",
+            "status",
             "extension",
             "lease_until",
             "due_at",

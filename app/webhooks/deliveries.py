@@ -12,11 +12,9 @@ from urllib.parse import urlsplit
 import orjson
 from sqlalchemy import (
     ColumnElement,
-    Exists,
     Row,
     ScalarSelect,
     Select,
-    exists,
     insert,
     literal,
     or_,
@@ -116,17 +114,29 @@ def due_hosts_behind(tx: Tx, host: str, full: Sequence[str]) -> Select[tuple[str
     hosts = select(_next_host(literal(host)).label("host")).cte("hosts", recursive=True)
     hosts = hosts.union_all(select(_next_host(hosts.c.host)).where(hosts.c.host.is_not(None)))
     now = select(tx.now()).scalar_subquery()
-    at_rest = _has_pending(
-        hosts.c.host, deliveries.c.lease_until.is_(None), deliveries.c.due_at <= now
+    due_at = _first_of(hosts.c.host, deliveries.c.due_at, deliveries.c.lease_until.is_(None))
+    lost_at = _first_of(
+        hosts.c.host, deliveries.c.lease_until, deliveries.c.lease_until.is_not(None)
     )
-    lost = _has_pending(hosts.c.host, deliveries.c.lease_until < now)
     return select(hosts.c.host).where(
-        hosts.c.host.is_not(None), hosts.c.host.not_in(full), or_(at_rest, lost)
+        hosts.c.host.is_not(None), hosts.c.host.not_in(full), or_(due_at <= now, lost_at < now)
     )
 
 
-def _has_pending(host: ColumnElement[str], *where: ColumnElement[bool]) -> Exists:
-    return exists().where(deliveries.c.status == jobs.PENDING, deliveries.c.host == host, *where)
+def _first_of(
+    host: ColumnElement[str], column: ColumnElement[datetime], is_wanted: ColumnElement[bool]
+) -> ScalarSelect[datetime]:
+    """The earliest of a host, by one look into the index whose order this is.
+
+    EXISTS would have PostgreSQL hash all rows, and another order take another index.
+    """
+    return (
+        select(column)
+        .where(deliveries.c.status == jobs.PENDING, deliveries.c.host == host, is_wanted)
+        .order_by(deliveries.c.lease_until, deliveries.c.due_at)
+        .limit(1)
+        .scalar_subquery()
+    )
 
 
 def _next_host(host: ColumnElement[str]) -> ScalarSelect[str]:

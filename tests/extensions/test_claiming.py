@@ -113,8 +113,8 @@ def test_claim_searches_the_index_on_sqlite(running: Running) -> None:
             if "extension_runs USING INDEX" in row.detail or "TEMP" in row.detail
         ]
 
-    lost = f"SEARCH extension_runs USING INDEX {INDEX} (extension=? AND lease_until<?)"
-    due = f"SEARCH extension_runs USING INDEX {INDEX} (extension=? AND lease_until=? AND due_at<?)"
+    search = f"SEARCH extension_runs USING INDEX {INDEX} (status=? AND extension=? AND "
+    lost, due = f"{search}lease_until<?)", f"{search}lease_until=? AND due_at<?)"
     assert write(running, explain) == [lost, due] * 2
 
 

@@ -37,7 +37,7 @@ from tests.torture.harness import (
 )
 
 FILES = size(30, 1000)
-KILL_EVERY_SECONDS = size(2, 20)
+KILL_EVERY_SECONDS = size(1, 40) / 2
 KILLS_AT_MOST = size(1, 100)
 TIMEOUT_SECONDS = 3
 # Of a hundred calls, each a fault that passes.
