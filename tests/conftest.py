@@ -261,6 +261,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     missing = _missing_tools()
     left_out = [item for item in items if any(map(item.get_closest_marker, missing))]
     items[:] = [item for item in items if item not in left_out]
+    # The longest first, so that no worker is left with them when the others have ended.
+    items.sort(key=lambda item: "torture" not in item.path.parts)
     config.hook.pytest_deselected(items=left_out)
 
 
