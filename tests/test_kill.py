@@ -240,9 +240,9 @@ def test_kill_between_a_providers_answer_and_its_commit_costs_one_more_call_and_
 @contextmanager
 def _nothing_can_be_recorded(engine: Engine) -> Iterator[None]:
     """Another holds what the server would have to write to."""
-    lock = "BEGIN IMMEDIATE" if is_sqlite(str(engine.url)) else "LOCK extension_runs IN EXCLUSIVE MODE"
+    lock = "LOCK extension_runs IN EXCLUSIVE MODE"
     with engine.connect() as connection:
-        connection.exec_driver_sql(lock)
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if is_sqlite(str(engine.url)) else lock)
         yield
         connection.rollback()
 
