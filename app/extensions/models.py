@@ -37,9 +37,9 @@ class ExtensionRun(Leased, Base):
             postgresql_where=text("status = 'pending'"),
             sqlite_where=text("status = 'pending'"),
         ),
-        # Without `status`, or SQLite claims by this one and reads the runs of all extensions.
         Index(
             "ix_extension_runs_next_due",
+            "status",
             "due_at",
             postgresql_where=text("status = 'pending' AND lease_until IS NULL"),
             sqlite_where=text("status = 'pending' AND lease_until IS NULL"),

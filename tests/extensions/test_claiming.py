@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from sqlalchemy import insert, select, text, update
 
+from app import jobs
 from app.db import Tx
 from app.extensions.models import provider_states, runs
 from app.extensions.provider import Reason
@@ -92,6 +93,19 @@ def test_provider_that_is_held_back_starves_nobody(running: Running) -> None:
     write(running, hold_back)
     claimed = write(running, lambda tx: claim_runs(tx, "me", {GOOGLE: SLOTS, AWS: SLOTS}, SLOTS))
     assert [run.extension for run in claimed] == [AWS] * SLOTS
+
+
+@on_sqlite
+def test_next_due_run_is_found_by_an_index_of_its_own_on_sqlite(running: Running) -> None:
+    def explain(tx: Tx) -> list[str]:
+        watched = Watched(tx)
+        jobs.seconds_to_next_due(watched, runs)
+        [(statement, parameters)] = watched.statements
+        steps = tx.execute_driver(f"EXPLAIN QUERY PLAN {statement}", parameters)
+        return [detail for *_, detail in steps if "extension_runs" in detail]
+
+    found = "SEARCH extension_runs USING INDEX ix_extension_runs_next_due (status=?)"
+    assert write(running, explain) == [found]
 
 
 @on_sqlite
