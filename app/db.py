@@ -35,19 +35,21 @@ from sqlalchemy import (
     DateTime,
     Engine,
     Executable,
+    Float,
     MetaData,
     Text,
     TypeDecorator,
     create_engine,
     event,
-    func,
-    literal,
+    type_coerce,
 )
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.engine import Dialect, make_url
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import DeclarativeBase
 from sqlalchemy.pool import NullPool
+from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import JSON
 
 from app.clock import Clock
@@ -100,12 +102,39 @@ class UtcDateTime(TypeDecorator[datetime]):
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> Any:
         if value is None or dialect.name == "postgresql":
             return value
-        return (value - _EPOCH) // timedelta(microseconds=1)
+        return _microseconds(value)
 
     def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:
         if value is None or isinstance(value, datetime):
             return value
         return _EPOCH + timedelta(microseconds=value)
+
+
+def _microseconds(when: datetime) -> int:
+    """Since 1970."""
+    return (when - _EPOCH) // timedelta(microseconds=1)
+
+
+class _NowPlus(FunctionElement[datetime]):
+    type = UtcDateTime()
+    inherit_cache = True
+
+
+@compiles(_NowPlus, "postgresql")
+def _on_postgres(element: _NowPlus, compiler: Any, **options: Any) -> str:
+    seconds = compiler.process(element.clauses, **options)
+    return f"(clock_timestamp() + make_interval(secs => {seconds}))"
+
+
+@compiles(_NowPlus, "sqlite")
+def _on_sqlite(element: _NowPlus, compiler: Any, **options: Any) -> str:
+    return f"now_plus({compiler.process(element.clauses, **options)})"
+
+
+def now_plus(seconds: float | ColumnElement[float] = 0) -> ColumnElement[datetime]:
+    """So many seconds from now, for leases and due times: by the database's clock if many machines
+    share it; on SQLite by the process's own, as a function that its connections have."""
+    return _NowPlus(type_coerce(seconds, Float()))
 
 
 def json_column() -> JSON:
@@ -149,11 +178,8 @@ class Tx:
             ) from error
 
     def now(self, plus_seconds: float = 0) -> ColumnElement[datetime]:
-        """Now, for leases and due times: the database's clock if many machines share it."""
-        delta = timedelta(seconds=plus_seconds)
-        if self.is_postgres:
-            return func.clock_timestamp(type_=DateTime(timezone=True)) + literal(delta)
-        return literal(self.clock.now() + delta, UtcDateTime())
+        """`now_plus`, in a statement that is built when it runs."""
+        return now_plus(plus_seconds)
 
 
 class Database(ABC):
@@ -205,8 +231,8 @@ class SqliteDatabase(Database):
 
     def __init__(self, url: str, clock: Clock) -> None:
         super().__init__(clock)
-        self._writing = _sqlite_engine(url, "BEGIN IMMEDIATE")
-        self._reading = _sqlite_engine(url, "BEGIN")
+        self._writing = _sqlite_engine(url, "BEGIN IMMEDIATE", clock)
+        self._reading = _sqlite_engine(url, "BEGIN", clock)
         self._inline = self._reading.connect()
         _make_log_durable(self._inline, url)
         self._scanner = ThreadPoolExecutor(1, thread_name_prefix="sqlite-scan")
@@ -284,8 +310,11 @@ class SqliteDatabase(Database):
         self._writing.dispose()
 
 
-def _sqlite_engine(url: str, begin: str) -> Engine:
+def _sqlite_engine(url: str, begin: str, clock: Clock) -> Engine:
     engine = create_engine(url, poolclass=NullPool, **_engine_options())
+
+    def microseconds_from_now(seconds: float) -> int:
+        return _microseconds(clock.now() + timedelta(seconds=seconds))
 
     @event.listens_for(engine, "connect")
     def configure(connection: sqlite3.Connection, record: object) -> None:
@@ -297,6 +326,7 @@ def _sqlite_engine(url: str, begin: str) -> Engine:
             "foreign_keys=ON",
         ):
             connection.execute(f"PRAGMA {pragma}")
+        connection.create_function("now_plus", 1, microseconds_from_now)
 
     @event.listens_for(engine, "begin")
     def say_begin(connection: Connection) -> None:
@@ -479,5 +509,5 @@ class ProcessLock:
 def migration_engine(url: str) -> Engine:
     """For the schema's migrations: one connection, and no deadlines for waiting on a lock."""
     if is_sqlite(url):
-        return _sqlite_engine(url, "BEGIN IMMEDIATE")
+        return _sqlite_engine(url, "BEGIN IMMEDIATE", Clock())
     return create_engine(url, poolclass=NullPool)

@@ -9,7 +9,7 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from datetime import datetime
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import structlog
@@ -20,17 +20,21 @@ from sqlalchemy import (
     Table,
     Text,
     and_,
+    bindparam,
     func,
-    literal,
+    literal_column,
     or_,
     select,
     union_all,
     update,
 )
+from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import Mapped, mapped_column
+from sqlalchemy.sql.functions import FunctionElement
 
-from app.db import Database, Tx, UtcDateTime
+from app.db import Database, Tx, UtcDateTime, now_plus
 from app.notify import notify_due
+from app.prepared import Prepared
 
 log = structlog.get_logger(__name__)
 
@@ -54,43 +58,65 @@ class Leased:
     last_error: Mapped[str | None] = mapped_column(Text)
 
 
-def claim(
-    tx: Tx, table: Table, owner: str, limit: int, *where: ColumnElement[bool], **also_set: Any
-) -> Sequence[Row[Any]]:
-    """Leases up to `limit` due rows to `owner` and returns them.
+def claim(tx: Tx, claiming: Prepared, owner: str, limit: int, **parameters: Any) -> list[Row[Any]]:
+    """Leases up to `limit` due rows to `owner` and returns them."""
+    return claiming.all(tx, owner=owner, limit=limit, lease_seconds=LEASE_SECONDS, **parameters)
 
-    Those whose lease has run out come first, then the longest due. Each part reads one range of
+
+def claiming(table: Table, *where: ColumnElement[bool], **also_set: Any) -> Prepared:
+    """What `claim` runs. where: may have parameters of its own.
+
+    Rows whose lease has run out come first, then the longest due. Each part reads one range of
     the table's index, in its order, so what is leased or not yet due is not looked at.
     """
-    now = select(tx.now()).scalar_subquery()  # evaluated once, else no index can be searched by it
-    at_rest = (table.c.lease_until.is_(None), table.c.due_at <= now)
-    lost = _lock(table, limit, *where, table.c.lease_until < now)
-    due = _lock(table, limit, *where, *at_rest)
+    now = select(now_plus()).scalar_subquery()  # evaluated once, else no index is searched by it
+    lost = _lock(table, *where, table.c.lease_until < now)
+    due = _lock(table, *where, _IsNull(table.c.lease_until), table.c.due_at <= now)
     found = union_all(select(lost.cte("lost")), select(due.cte("due")))
-    return tx.execute(
+    return Prepared(
         update(table)
-        .where(table.c.id.in_(found.limit(limit)))
-        .values(attempts=table.c.attempts + 1, **lease(tx, owner), **also_set)
+        .where(table.c.id.in_(found.limit(bindparam("limit"))))
+        .values(attempts=table.c.attempts + 1, **lease(), **also_set)
         .returning(*table.c)
-    ).all()
+    )
 
 
-def _lock(table: Table, limit: int, *where: ColumnElement[bool]) -> Select[Any]:
+class _IsNull(FunctionElement[Any]):
+    """`IS NULL`, in words that keep SQLite from claiming by the index of all unleased rows, which
+    it takes for the better one and in which it would read those that `where` leaves out."""
+
+    inherit_cache = True
+
+
+@compiles(_IsNull)
+def _is_null(element: _IsNull, compiler: Any, **options: Any) -> str:
+    return f"{compiler.process(element.clauses, **options)} IS NULL"
+
+
+@compiles(_IsNull, "sqlite")
+def _is_null_on_sqlite(element: _IsNull, compiler: Any, **options: Any) -> str:
+    return f"{compiler.process(element.clauses, **options)} IS +NULL"
+
+
+def _lock(table: Table, *where: ColumnElement[bool]) -> Select[Any]:
     """Ids of pending rows that nobody else is claiming."""
-    # A part of the statement, not a parameter, so that every plan may use the partial index.
-    pending = literal(PENDING, literal_execute=True)
     return (
         select(table.c.id)
-        .where(table.c.status == pending, *where)
+        .where(_is_pending(table), *where)
         .order_by(table.c.lease_until, table.c.due_at)
-        .limit(limit)
+        .limit(bindparam("limit"))
         .with_for_update(skip_locked=True)
     )
 
 
-def lease(tx: Tx, owner: str) -> dict[str, Any]:
-    """Column values of a row that `owner` holds from now."""
-    return {"lease_until": tx.now(LEASE_SECONDS), "lease_owner": owner}
+def _is_pending(table: Table) -> ColumnElement[bool]:
+    """A part of the statement, not a parameter, so that every plan may use a partial index."""
+    return table.c.status == literal_column(f"'{PENDING}'")
+
+
+def lease() -> dict[str, Any]:
+    """Column values of a row that `owner` holds for `lease_seconds` from now: parameters."""
+    return {"lease_until": now_plus(bindparam("lease_seconds")), "lease_owner": bindparam("owner")}
 
 
 def unleased(**values: Any) -> dict[str, Any]:
@@ -98,8 +124,11 @@ def unleased(**values: Any) -> dict[str, Any]:
     return {"lease_until": None, "lease_owner": None, **values}
 
 
-def is_held(table: Table, row_id: str, attempt: int) -> ColumnElement[bool]:
-    """True while the claim with this token is the latest, and the row is not finished."""
+def is_held(table: Table, row_id: Any, attempt: Any) -> ColumnElement[bool]:
+    """True while the claim with this token is the latest, and the row is not finished.
+
+    row_id, attempt: values, or the parameters that stand for them.
+    """
     return and_(table.c.id == row_id, table.c.status == PENDING, table.c.attempts == attempt)
 
 
@@ -109,15 +138,9 @@ def renew_leases(tx: Tx, held: Mapping[Table, Collection[str]], owner: str) -> N
     A row that was leased but lost sight of, since a transaction failed, is left to its lease.
     """
     for table, ids in held.items():
-        tx.execute(
-            update(table)
-            .where(
-                table.c.id.in_(list(ids)),
-                table.c.lease_owner == owner,
-                table.c.status == PENDING,
-            )
-            .values(lease_until=tx.now(LEASE_SECONDS))
-        )
+        if ids:
+            mine = (table.c.id.in_(list(ids)), table.c.lease_owner == owner, _is_pending(table))
+            tx.execute(update(table).where(*mine).values(lease_until=tx.now(LEASE_SECONDS)))
 
 
 def release_leases(tx: Tx, tables: Sequence[Table], owner: str | None = None) -> None:
@@ -128,17 +151,18 @@ def release_leases(tx: Tx, tables: Sequence[Table], owner: str | None = None) ->
             notify_due(tx, table)
 
 
-def seconds_to_next_due(tx: Tx, table: Table, *where: ColumnElement[bool]) -> float | None:
+def seconds_to_next_due(tx: Tx, table: Table) -> float | None:
     """Until the next unleased row is due; None without one. Negative if one is due already."""
-    due_at = tx.execute(
-        select(func.min(table.c.due_at)).where(
-            table.c.status == PENDING, table.c.lease_until.is_(None), *where
-        )
-    ).scalar_one()
-    if due_at is None:
-        return None
-    now = tx.execute(select(tx.now())).scalar_one()
-    return float((due_at - now).total_seconds())
+    row = _next_due(table).one_or_none(tx)
+    return None if row.due_at is None else float((row.due_at - row.now).total_seconds())
+
+
+@cache
+def _next_due(table: Table) -> Prepared:
+    next_due = select(func.min(table.c.due_at)).where(
+        _is_pending(table), table.c.lease_until.is_(None)
+    )
+    return Prepared(select(next_due.scalar_subquery().label("due_at"), now_plus().label("now")))
 
 
 def longest_wait_seconds(tx: Tx, table: Table, *where: ColumnElement[bool]) -> float:
@@ -253,6 +277,8 @@ async def keep_leases(db: Database, held: Mapping[Table, Collection[str]], owner
     """Renews the leases of all that this process works on, for as long as it lives."""
     while True:
         await asyncio.sleep(RENEW_SECONDS)
+        if not any(held.values()):
+            continue
         try:
             await db.write(renew_leases, {t: set(ids) for t, ids in held.items()}, owner)
         except Exception as error:

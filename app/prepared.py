@@ -9,12 +9,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Dialect
+from sqlalchemy import BindParameter, Dialect, Float, Table, bindparam
 from sqlalchemy.sql.expression import Executable
+from sqlalchemy.types import TypeEngine
 
 from app.db import Tx
 
 _Process = Callable[[Any], Any]
+
+
+def given(table: Table, *names: str) -> dict[str, BindParameter[Any]]:
+    """For `values()`: these columns, each as the parameter of its name."""
+    return {name: bindparam(name, type_=table.c[name].type) for name in names}
 
 
 class Prepared:
@@ -77,7 +83,6 @@ class _Compiled:
 def _compile(statement: Any, dialect: Dialect) -> _Compiled:
     compiled = statement.compile(dialect=dialect)
     columns = getattr(statement, "exported_columns", ())
-    types = [column.type.dialect_impl(dialect) for column in columns]
     binders = {
         name: parameter.type.dialect_impl(dialect).bind_processor(dialect)
         for name, parameter in compiled.binds.items()
@@ -88,13 +93,20 @@ def _compile(statement: Any, dialect: Dialect) -> _Compiled:
         constants={
             name: parameter.value
             for name, parameter in compiled.binds.items()
-            if parameter.value is not None
+            if not parameter.required
         },
         bind=tuple((name, process) for name, process in binders.items() if process),
         result=tuple(
             (index, process)
-            for index, kind in enumerate(types)
-            if (process := kind.result_processor(dialect, None))
+            for index, column in enumerate(columns)
+            if (process := _reader(column.type, dialect))
         ),
         make_row=namedtuple("Row", [column.key for column in columns]),
     )
+
+
+def _reader(kind: TypeEngine[Any], dialect: Dialect) -> _Process | None:
+    """Null where the driver's own value will do; a float always does."""
+    if isinstance(kind, Float):
+        return None  # SQLAlchemy would first ask for the database's type of each column
+    return kind.dialect_impl(dialect).result_processor(dialect, None)

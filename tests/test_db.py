@@ -39,6 +39,18 @@ on_postgres = pytest.mark.parametrize(
 )
 
 
+class Watched(Tx):
+    """Notes the statements, with their parameters, that are run without SQLAlchemy's own work."""
+
+    def __init__(self, tx: Tx) -> None:
+        super().__init__(tx._connection, tx.clock)
+        self.statements: list[tuple[str, Any]] = []
+
+    def execute_driver(self, sql: str, arguments: Any = ()) -> Any:
+        self.statements.append((sql, arguments))
+        return super().execute_driver(sql, arguments)
+
+
 class Running:
     """A database and an event loop for it."""
 

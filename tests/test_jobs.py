@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
-from sqlalchemy import Row, Table, insert, select, update
+from sqlalchemy import ColumnElement, Row, Table, insert, select, update
 
 from app import jobs
 from app.db import Database, Tx
@@ -43,6 +43,12 @@ def add(tx: Tx, row_id: str, due_in: float = -1, *, host: str = "h", **values: A
     )
 
 
+def claim(
+    tx: Tx, /, owner: str, limit: int, *where: ColumnElement[bool], **also_set: Any
+) -> list[Row[Any]]:
+    return jobs.claim(tx, jobs.claiming(TABLE, *where, **also_set), owner, limit)
+
+
 class Queue:
     def __init__(self, running: Running) -> None:
         self._running = running
@@ -55,8 +61,7 @@ class Queue:
         self.write(add, row_id, due_in, **values)
 
     def claim(self, owner: str = "me", limit: int = 100, *where: Any) -> list[str]:
-        rows: Sequence[Row[Any]] = self.write(jobs.claim, TABLE, owner, limit, *where)
-        return sorted(row.id for row in rows)
+        return sorted(row.id for row in self.write(claim, owner, limit, *where))
 
     def row(self, row_id: str) -> Row[Any]:
         statement = select(TABLE).where(TABLE.c.id == row_id)
@@ -117,7 +122,7 @@ def test_claim_keeps_to_its_condition(queue: Queue) -> None:
 
 def test_claim_sets_what_it_is_told_beside(queue: Queue) -> None:
     queue.add("a")
-    queue.write(jobs.claim, TABLE, "me", 1, last_error="taken over")
+    queue.write(claim, "me", 1, last_error="taken over")
     assert queue.row("a").last_error == "taken over"
 
 
@@ -134,11 +139,8 @@ def test_claims_at_once_share_the_rows_and_take_none_twice(queue: Queue) -> None
     for number in range(40):
         queue.add(f"{number:02}")
 
-    def claim(tx: Tx, owner: str) -> Sequence[Row[Any]]:
-        return jobs.claim(tx, TABLE, owner, 7)
-
-    async def claim_all() -> list[Sequence[Row[Any]]]:
-        return await asyncio.gather(*[queue.db.write(claim, f"{n}") for n in range(10)])
+    async def claim_all() -> list[list[Row[Any]]]:
+        return await asyncio.gather(*[queue.db.write(claim, f"{n}", 7) for n in range(10)])
 
     claimed = [row.id for rows in queue.run(claim_all()) for row in rows]
     claimed += queue.claim("last")
@@ -161,7 +163,7 @@ def test_claim_does_not_wait_for_a_row_that_another_is_claiming(queue: Queue) ->
 
         locking = asyncio.create_task(queue.db.write(lock))
         await locked.wait()
-        rows = await queue.db.write(lambda tx: jobs.claim(tx, TABLE, "me", 10))
+        rows = await queue.db.write(claim, "me", 10)
         over.set()
         await locking
         return rows, None
@@ -288,7 +290,7 @@ class Worker:
         self.changed.set()
         if self.claim_problem is not None:
             raise self.claim_problem
-        return await self._queue.db.write(lambda tx: jobs.claim(tx, TABLE, "me", self._limit))
+        return await self._queue.db.write(claim, "me", self._limit)
 
     async def _handle(self, row: Row[Any]) -> None:
         await self.gate.wait()

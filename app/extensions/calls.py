@@ -10,14 +10,26 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, and_, delete, func, insert, or_, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Row,
+    and_,
+    bindparam,
+    delete,
+    func,
+    insert,
+    or_,
+    select,
+    update,
+)
 from sqlalchemy.dialects import postgresql, sqlite
 
 from app import jobs
-from app.db import Tx
+from app.db import Tx, now_plus
 from app.extensions.models import answers, provider_states, slots, usage
 from app.extensions.outcomes import Failed, NotNow
 from app.extensions.provider import Answer, CallLimits, Label, ProviderError, Reason
+from app.prepared import Prepared, given
 from app.settings import BudgetExhausted
 
 FAILURES_TO_OPEN = 5
@@ -117,13 +129,16 @@ def make_slots(tx: Tx, policy: CallPolicy) -> None:
     )
 
 
+_find_answer = Prepared(
+    select(answers.c.labels, answers.c.model_version).where(
+        answers.c.key == bindparam("key"),
+        or_(answers.c.expires_at > now_plus(), answers.c.lease_until >= now_plus()),
+    )
+)
+
+
 def stored_answer(tx: Tx, key: str) -> Answer | Held | None:
-    row = tx.execute(
-        select(answers.c.labels, answers.c.model_version).where(
-            answers.c.key == key,
-            or_(answers.c.expires_at > tx.now(), answers.c.lease_until >= tx.now()),
-        )
-    ).one_or_none()
+    row = _find_answer.one_or_none(tx, key=key)
     if row is None:
         return None
     if row.labels is None:
@@ -176,92 +191,134 @@ def _take(tx: Tx, policy: CallPolicy, granted: Granted) -> None:
         _claim_answer(tx, policy, granted)
 
 
+_forget_answer = Prepared(
+    delete(answers).where(
+        answers.c.key == bindparam("key"),
+        or_(
+            answers.c.expires_at <= now_plus(),
+            answers.c.lease_until < now_plus(),
+            and_(answers.c.labels.is_(None), answers.c.lease_until.is_(None)),
+        ),
+    )
+)
+
+
 def _known_or_held(tx: Tx, policy: CallPolicy, key: str) -> Answer | Held | None:
     """Forgets an answer that has expired, and a claim whose holder died."""
     known = reuse_answer(tx, policy, key)
     if known is not None:
         return known
-    now = tx.now()
-    tx.execute(
-        delete(answers).where(
-            answers.c.key == key,
-            or_(
-                answers.c.expires_at <= now,
-                answers.c.lease_until < now,
-                and_(answers.c.labels.is_(None), answers.c.lease_until.is_(None)),
-            ),
-        )
-    )
+    _forget_answer.run(tx, key=key)
     return None
+
+
+_insert_claim = Prepared(
+    insert(answers).values(
+        **given(answers, "key", "created_at", "lease_owner"),
+        lease_until=now_plus(bindparam("claim_seconds")),
+    )
+)
 
 
 def _claim_answer(tx: Tx, policy: CallPolicy, granted: Granted) -> None:
     """On PostgreSQL a race for the key ends in a unique violation, and the loser runs again."""
-    tx.execute(
-        insert(answers).values(
-            key=granted.key,
-            created_at=tx.clock.now(),
-            lease_until=tx.now(policy.claim_seconds),
-            lease_owner=granted.owner,
-        )
+    _insert_claim.run(
+        tx,
+        key=granted.key,
+        created_at=tx.clock.now(),
+        lease_owner=granted.owner,
+        claim_seconds=policy.claim_seconds,
     )
+
+
+def _is_free() -> ColumnElement[bool]:
+    """A call that died holds its slot for as long as it could have lasted."""
+    now = select(now_plus()).scalar_subquery()
+    return or_(slots.c.lease_until.is_(None), slots.c.lease_until < now)
+
+
+_highest_free_slot = (
+    select(slots.c.number)
+    .where(
+        slots.c.extension == bindparam("extension"),
+        slots.c.number < bindparam("end"),
+        _is_free(),
+    )
+    .order_by(slots.c.number.desc())
+    .limit(1)
+    .with_for_update(skip_locked=True)
+    .cte("free")
+)
+_lease_slot = Prepared(
+    update(slots)
+    .where(
+        slots.c.extension == bindparam("extension"),
+        slots.c.number.in_(select(_highest_free_slot.c.number)),
+    )
+    .values(lease_until=now_plus(bindparam("claim_seconds")), lease_owner=bindparam("owner"))
+    .returning(slots.c.number, slots.c.lease_until)
+)
 
 
 def _take_slot(tx: Tx, policy: CallPolicy, owner: str, in_background: bool) -> Slot | None:
     """A request takes the highest that is free, so that those below the half are its last."""
-    now = select(tx.now()).scalar_subquery()
     limits = policy.limits
-    end = limits.background_slots if in_background else limits.concurrency
-    free = (
-        select(slots.c.number)
-        .where(slots.c.extension == policy.extension, slots.c.number < end, _is_free(now))
-        .order_by(slots.c.number.desc())
-        .limit(1)
-        .with_for_update(skip_locked=True)
-        .cte("free")
+    taken = _lease_slot.one_or_none(
+        tx,
+        extension=policy.extension,
+        end=limits.background_slots if in_background else limits.concurrency,
+        claim_seconds=policy.claim_seconds,
+        owner=owner,
     )
-    taken = tx.execute(
-        update(slots)
-        .where(slots.c.extension == policy.extension, slots.c.number.in_(select(free.c.number)))
-        .values(lease_until=tx.now(policy.claim_seconds), lease_owner=owner)
-        .returning(slots.c.number, slots.c.lease_until)
-    ).one_or_none()
     return None if taken is None else Slot(taken.number, taken.lease_until)
 
 
-def _is_free(now: ColumnElement[datetime]) -> ColumnElement[bool]:
-    """A call that died holds its slot for as long as it could have lasted."""
-    return or_(slots.c.lease_until.is_(None), slots.c.lease_until < now)
+_unlease_slot = Prepared(
+    update(slots)
+    .where(
+        slots.c.extension == bindparam("extension"),
+        slots.c.number == bindparam("number"),
+        slots.c.lease_owner == bindparam("owner"),
+        slots.c.lease_until == bindparam("until"),
+    )
+    .values(jobs.unleased())
+)
 
 
 def _free_slot(tx: Tx, policy: CallPolicy, granted: Granted) -> None:
     if granted.slot is None:
         return
-    tx.execute(
-        update(slots)
-        .where(
-            slots.c.extension == policy.extension,
-            slots.c.number == granted.slot.number,
-            slots.c.lease_owner == granted.owner,
-            slots.c.lease_until == granted.slot.lease_until,
-        )
-        .values(jobs.unleased())
+    _unlease_slot.run(
+        tx,
+        extension=policy.extension,
+        number=granted.slot.number,
+        owner=granted.owner,
+        until=granted.slot.lease_until,
     )
+
+
+_keep_answer = Prepared(
+    update(answers)
+    .where(answers.c.key == bindparam("claimed"), answers.c.lease_owner == bindparam("owner"))
+    .values(
+        jobs.unleased(
+            **given(answers, "labels", "model_version"),
+            expires_at=now_plus(bindparam("keep_seconds")),
+        )
+    )
+)
 
 
 def record_answer(tx: Tx, policy: CallPolicy, granted: Granted, answer: Answer) -> None:
     """The call succeeded: the answer is kept, and the breaker closes."""
     if policy.keep_seconds:
-        tx.execute(
-            update(answers)
-            .where(answers.c.key == granted.key, answers.c.lease_owner == granted.owner)
-            .values(
-                jobs.unleased(
-                    labels=[[label.name, label.confidence] for label in answer.labels],
-                    model_version=answer.model_version,
-                    expires_at=tx.now(policy.keep_seconds),
-                )
-            )
+        _keep_answer.run(
+            tx,
+            claimed=granted.key,
+            owner=granted.owner,
+            labels=[[label.name, label.confidence] for label in answer.labels],
+            model_version=answer.model_version,
+            keep_seconds=policy.keep_seconds,
         )
     _close(tx, policy.extension)
     _free_slot(tx, policy, granted)
@@ -300,9 +357,14 @@ def _end_claim(tx: Tx, policy: CallPolicy, granted: Granted) -> None:
     _free_slot(tx, policy, granted)
 
 
-def _state(tx: Tx, extension: str, *, lock: bool) -> Row[Any]:
-    statement = select(provider_states).where(provider_states.c.extension == extension)
-    found = tx.execute(statement.with_for_update() if lock else statement).one_or_none()
+_select_state = select(provider_states).where(provider_states.c.extension == bindparam("extension"))
+_read_state = Prepared(_select_state)
+_lock_state = Prepared(_select_state.with_for_update())
+
+
+def _state(tx: Tx, extension: str, *, lock: bool) -> Any:
+    statement = _lock_state if lock else _read_state
+    found = statement.one_or_none(tx, extension=extension)
     if found is not None:
         return found
     put = postgresql.insert if tx.is_postgres else sqlite.insert
@@ -311,7 +373,7 @@ def _state(tx: Tx, extension: str, *, lock: bool) -> Row[Any]:
         .values(extension=extension, failures_in_row=0, cooldown_seconds=0.0)
         .on_conflict_do_nothing()
     )
-    return tx.execute(statement.with_for_update() if lock else statement).one()
+    return statement.one_or_none(tx, extension=extension)
 
 
 def _check_breaker(tx: Tx, state: Row[Any]) -> NotNow | Failed | None:
@@ -349,15 +411,18 @@ def _trip(tx: Tx, extension: str, granted: Granted, reason: Reason) -> None:
     )
 
 
-def _close(tx: Tx, extension: str) -> None:
-    tx.execute(
-        update(provider_states)
-        .where(
-            provider_states.c.extension == extension,
-            or_(provider_states.c.failures_in_row > 0, provider_states.c.opened_until.is_not(None)),
-        )
-        .values(failures_in_row=0, opened_until=None, cooldown_seconds=0.0, opened_for=None)
+_close_breaker = Prepared(
+    update(provider_states)
+    .where(
+        provider_states.c.extension == bindparam("closed"),
+        or_(provider_states.c.failures_in_row > 0, provider_states.c.opened_until.is_not(None)),
     )
+    .values(failures_in_row=0, opened_until=None, cooldown_seconds=0.0, opened_for=None)
+)
+
+
+def _close(tx: Tx, extension: str) -> None:
+    _close_breaker.run(tx, closed=extension)
 
 
 def _set(tx: Tx, extension: str, **values: Any) -> None:
@@ -409,22 +474,24 @@ def _seconds_until(tx: Tx, when: datetime) -> float:
     return (when - now).total_seconds()
 
 
+def _counting(put: Any) -> Prepared:
+    insertion = put(usage)
+    added = {
+        name: usage.c[name] + insertion.excluded[name] for name in ("calls", "reused", "refused")
+    }
+    by_day = [usage.c.extension, usage.c.day]
+    return Prepared(insertion.on_conflict_do_update(index_elements=by_day, set_=added))
+
+
+_count_on_postgres = _counting(postgresql.insert)
+_count_on_sqlite = _counting(sqlite.insert)
+
+
 def _count(
     tx: Tx, extension: str, day: date, *, calls: int = 0, reused: int = 0, refused: int = 0
 ) -> None:
-    put = postgresql.insert if tx.is_postgres else sqlite.insert
-    tx.execute(
-        put(usage)
-        .values(extension=extension, day=day, calls=calls, reused=reused, refused=refused)
-        .on_conflict_do_update(
-            index_elements=[usage.c.extension, usage.c.day],
-            set_={
-                "calls": usage.c.calls + calls,
-                "reused": usage.c.reused + reused,
-                "refused": usage.c.refused + refused,
-            },
-        )
-    )
+    count = _count_on_postgres if tx.is_postgres else _count_on_sqlite
+    count.run(tx, extension=extension, day=day, calls=calls, reused=reused, refused=refused)
 
 
 def callable_now(tx: Tx, limits: dict[str, int], background_slots: int) -> dict[str, int]:
@@ -437,30 +504,33 @@ def callable_now(tx: Tx, limits: dict[str, int], background_slots: int) -> dict[
     return {e: min(n, probes.get(e, n), free.get(e, n)) for e, n in limits.items()}
 
 
+_read_open_breakers = Prepared(
+    select(
+        provider_states.c.extension, (provider_states.c.opened_until <= now_plus()).label("probe")
+    ).where(
+        provider_states.c.opened_until.is_not(None),
+        provider_states.c.opened_for != Reason.CREDENTIALS,
+    )
+)
+
+
 def _probes(tx: Tx) -> dict[str, int]:
     """extension -> how many calls its open breaker lets through."""
-    rows = tx.execute(
-        select(
-            provider_states.c.extension, (provider_states.c.opened_until <= tx.now()).label("probe")
-        ).where(
-            provider_states.c.opened_until.is_not(None),
-            provider_states.c.opened_for != Reason.CREDENTIALS,
-        )
-    )
-    return {row.extension: 1 if row.probe else 0 for row in rows}
+    return {row.extension: 1 if row.probe else 0 for row in _read_open_breakers.all(tx)}
+
+
+_count_free_slots = Prepared(
+    select(slots.c.extension, func.count().filter(_is_free()).label("free"))
+    .where(slots.c.number < bindparam("end"))
+    .group_by(slots.c.extension)
+)
 
 
 def _free_slots(tx: Tx, background_slots: int) -> dict[str, int]:
     """extension -> how many the background may take."""
     if not tx.is_postgres:
         return {}
-    free = func.count().filter(_is_free(tx.now()))
-    rows = tx.execute(
-        select(slots.c.extension, free)
-        .where(slots.c.number < background_slots)
-        .group_by(slots.c.extension)
-    )
-    return {row[0]: row[1] for row in rows}
+    return {row.extension: row.free for row in _count_free_slots.all(tx, end=background_slots)}
 
 
 def forget_expired_answers(tx: Tx, limit: int = 500) -> int:

@@ -1,4 +1,4 @@
-"""Blocking look-ups of a client library (credentials, metadata services) with a deadline."""
+"""Blocking look-ups of a client library (credentials, metadata services) that hold up nothing."""
 
 import asyncio
 import threading
@@ -9,7 +9,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-async def look_up(function: Callable[[], T], *, timeout_seconds: float) -> T:
+async def look_up(function: Callable[[], T], *, timeout_seconds: float | None = None) -> T:
     """What `function` returns, run in a thread of its own. Raises TimeoutError, and what it raises.
 
     A look-up that hangs is left behind: the thread is a daemon, so that it cannot hold up the exit

@@ -113,7 +113,7 @@ class Provider(Protocol):
         """Reads `settings_class()`. extension: the name this instance stands behind."""
 
     async def open(self) -> None:
-        """Makes and connects the client. Raises NotConfigured."""
+        """Makes and connects the client, however long that takes. Raises NotConfigured."""
 
     async def detect_labels(self, image: ProviderCopy) -> Answer:
         """All labels the vendor has for the picture, in any order. Raises ProviderError."""

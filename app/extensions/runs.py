@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Row, Select, bindparam, func, insert, select, update
+from sqlalchemy import Row, bindparam, func, insert, select, update
 
 from app import jobs
-from app.db import Tx
+from app.db import Tx, now_plus
 from app.extensions.calls import CallPolicy, callable_now, calls_left
 from app.extensions.models import FAILED, SUCCESS, runs
 from app.extensions.outcomes import Failed, NotNow, Outcome, Succeeded, TryAgain
@@ -15,10 +15,38 @@ from app.extensions.provider import Reason
 from app.extensions.schemas import AutoTagging
 from app.ids import new_id
 from app.notify import notify_due
-from app.prepared import Prepared
+from app.prepared import Prepared, given
 
 DEADLINE_SECONDS = 24 * 3600
 MAX_GARBLED_REPLIES = 3
+
+
+_start_run = Prepared(
+    insert(runs)
+    .values(
+        **given(
+            runs,
+            "id",
+            "file_id",
+            "version_id",
+            "extension",
+            "number",
+            "min_confidence",
+            "max_tags",
+            "webhook_url",
+            "request_id",
+            "created_at",
+        ),
+        announced=False,
+        status=jobs.PENDING,
+        attempts=1,
+        garbled_replies=0,
+        due_at=now_plus(),
+        expires_at=now_plus(DEADLINE_SECONDS),
+        **jobs.lease(),
+    )
+    .returning(*runs.c)
+)
 
 
 def start_runs(
@@ -40,39 +68,38 @@ def start_runs(
     numbers = latest_numbers(tx, version_id)
     created_at = tx.clock.now()
     return [
-        tx.execute(
-            insert(runs)
-            .values(
-                id=new_id(),
-                file_id=file_id,
-                version_id=version_id,
-                extension=extension.name,
-                number=numbers.get(extension.name, 0) + 1,
-                min_confidence=extension.min_confidence,
-                max_tags=extension.max_tags,
-                webhook_url=webhook_url,
-                announced=False,
-                status=jobs.PENDING,
-                attempts=1,
-                garbled_replies=0,
-                due_at=tx.now(),
-                request_id=request_id,
-                created_at=created_at,
-                expires_at=tx.now(DEADLINE_SECONDS),
-                **jobs.lease(tx, owner),
-            )
-            .returning(*runs.c)
-        ).one()
+        _start_run.one_or_none(
+            tx,
+            id=new_id(),
+            file_id=file_id,
+            version_id=version_id,
+            extension=extension.name,
+            number=numbers.get(extension.name, 0) + 1,
+            min_confidence=extension.min_confidence,
+            max_tags=extension.max_tags,
+            webhook_url=webhook_url,
+            request_id=request_id,
+            created_at=created_at,
+            owner=owner,
+            lease_seconds=jobs.LEASE_SECONDS,
+        )
         for extension in wanted
     ]
 
 
+_latest_numbers = Prepared(
+    select(runs.c.extension, func.max(runs.c.number).label("number"))
+    .where(runs.c.version_id == bindparam("version_id"))
+    .group_by(runs.c.extension)
+)
+
+
 def latest_numbers(tx: Tx, version_id: str) -> dict[str, int]:
     """extension -> number of its latest run on this version."""
-    latest = select(runs.c.extension, func.max(runs.c.number)).where(
-        runs.c.version_id == version_id
-    )
-    return _by_extension(tx, latest.group_by(runs.c.extension))
+    return {run.extension: run.number for run in _latest_numbers.all(tx, version_id=version_id)}
+
+
+_claim_runs = jobs.claiming(runs, runs.c.extension == bindparam("extension"), announced=True)
 
 
 def claim_runs(tx: Tx, owner: str, limits: dict[str, int], background_slots: int) -> list[Row[Any]]:
@@ -85,7 +112,7 @@ def claim_runs(tx: Tx, owner: str, limits: dict[str, int], background_slots: int
         row
         for extension, limit in callable_now(tx, limits, background_slots).items()
         if limit > 0
-        for row in jobs.claim(tx, runs, owner, limit, runs.c.extension == extension, announced=True)
+        for row in jobs.claim(tx, _claim_runs, owner, limit, extension=extension)
     ]
 
 
@@ -124,18 +151,23 @@ def finish_run(tx: Tx, run_id: str, attempt: int, outcome: Outcome) -> Row[Any] 
     Returns the run if it is now final; None if it stays pending, or if this attempt is no longer
     the one that counts.
     """
+    if isinstance(outcome, TryAgain | NotNow):
+        outcome = _put_off(tx, run_id, attempt, outcome)
+    if isinstance(outcome, TryAgain | NotNow):
+        return None
+    return _end(tx, run_id, attempt, outcome)
+
+
+def _put_off(tx: Tx, run_id: str, attempt: int, outcome: TryAgain | NotNow) -> Outcome:
+    """Leaves the run pending, if it may wait; how it ends, if it may not."""
     run = tx.execute(
         select(runs).where(jobs.is_held(runs, run_id, attempt)).with_for_update()
     ).one_or_none()
     if run is None:
-        return None
+        return outcome
     if isinstance(outcome, NotNow):
-        outcome = _wait(tx, run, outcome)
-    elif isinstance(outcome, TryAgain):
-        outcome = _give_up_or_retry(tx, run, outcome)
-    if isinstance(outcome, TryAgain | NotNow):
-        return None
-    return _end(tx, run.id, outcome)
+        return _wait(tx, run, outcome)
+    return _give_up_or_retry(tx, run, outcome)
 
 
 def _wait(tx: Tx, run: Row[Any], outcome: NotNow) -> Outcome:
@@ -193,33 +225,60 @@ def _give_up_or_retry(tx: Tx, run: Row[Any], outcome: TryAgain) -> Outcome:
     return outcome
 
 
-def _end(tx: Tx, run_id: str, outcome: Succeeded | Failed) -> Row[Any]:
-    failure = outcome if isinstance(outcome, Failed) else None
-    return tx.execute(
-        update(runs)
-        .where(runs.c.id == run_id)
-        .values(
-            jobs.unleased(
-                status=FAILED if failure else SUCCESS,
-                reason=failure.reason if failure else None,
-                last_error=failure.message if failure else None,
-                provider=outcome.provider,
-                elapsed_ms=outcome.elapsed_ms,
-                finished_at=tx.clock.now(),
-            )
+_end_run = Prepared(
+    update(runs)
+    .where(jobs.is_held(runs, bindparam("run_id"), bindparam("attempt")))
+    .values(
+        jobs.unleased(
+            **given(runs, "status", "reason", "last_error", "provider", "elapsed_ms", "finished_at")
         )
-        .returning(*runs.c)
-    ).one()
+    )
+    .returning(*runs.c)
+)
+
+
+def _end(tx: Tx, run_id: str, attempt: int, outcome: Succeeded | Failed) -> Row[Any] | None:
+    """The run, now final; None if this attempt is no longer the one that counts."""
+    failure = outcome if isinstance(outcome, Failed) else None
+    run: Row[Any] | None = _end_run.one_or_none(
+        tx,
+        run_id=run_id,
+        attempt=attempt,
+        status=FAILED if failure else SUCCESS,
+        reason=failure.reason if failure else None,
+        last_error=failure.message if failure else None,
+        provider=outcome.provider,
+        elapsed_ms=outcome.elapsed_ms,
+        finished_at=tx.clock.now(),
+    )
+    return run
+
+
+_lock_pending = Prepared(
+    select(runs.c.id, runs.c.attempts)
+    .where(runs.c.version_id == bindparam("version_id"), runs.c.status == jobs.PENDING)
+    .with_for_update()
+)
 
 
 def end_pending_runs(tx: Tx, version_id: str, outcome: Failed) -> list[Row[Any]]:
     """Ends what still runs on a version that is going away. Returns the runs ended."""
-    pending = tx.execute(
-        select(runs.c.id)
-        .where(runs.c.version_id == version_id, runs.c.status == jobs.PENDING)
-        .with_for_update()
-    ).scalars()
-    return [_end(tx, run_id, outcome) for run_id in pending.all()]
+    ended = (
+        _end(tx, run.id, run.attempts, outcome)
+        for run in _lock_pending.all(tx, version_id=version_id)
+    )
+    return [run for run in ended if run is not None]
+
+
+_lock_run = Prepared(
+    select(runs.c.id, runs.c.extension, runs.c.status)
+    .where(runs.c.id == bindparam("run_id"))
+    .with_for_update()
+)
+_announce = Prepared(update(runs).where(runs.c.id == bindparam("run_id")).values(announced=True))
+_give_back = Prepared(
+    update(runs).where(runs.c.id == bindparam("run_id")).values(jobs.unleased(due_at=now_plus()))
+)
 
 
 def announce(tx: Tx, run_ids: Sequence[str], given_back: Sequence[str]) -> dict[str, str]:
@@ -227,16 +286,15 @@ def announce(tx: Tx, run_ids: Sequence[str], given_back: Sequence[str]) -> dict[
 
     given_back: runs whose call has not begun: anyone may take them now.
     """
-    still_pending = [runs.c.id.in_(run_ids), runs.c.status == jobs.PENDING]
-    tx.execute(update(runs).where(*still_pending).values(announced=True))
+    locked = [_lock_run.one_or_none(tx, run_id=run_id) for run_id in run_ids]
+    for run in locked:
+        if run.status == jobs.PENDING:
+            _announce.run(tx, run_id=run.id)
+            if run.id in given_back:
+                _give_back.run(tx, run_id=run.id)
     if given_back:
-        tx.execute(
-            update(runs)
-            .where(runs.c.id.in_(given_back), runs.c.status == jobs.PENDING)
-            .values(jobs.unleased(due_at=tx.now()))
-        )
         notify_due(tx, runs)
-    return _by_extension(tx, select(runs.c.extension, runs.c.status).where(runs.c.id.in_(run_ids)))
+    return {run.extension: run.status for run in locked}
 
 
 def announce_pending(tx: Tx, version_id: str) -> None:
@@ -248,15 +306,24 @@ def announce_pending(tx: Tx, version_id: str) -> None:
     )
 
 
-def is_superseded(tx: Tx, run: Row[Any]) -> bool:
-    """True if a newer run's tags stand on the version already."""
-    newer = select(runs.c.id).where(
-        runs.c.version_id == run.version_id,
-        runs.c.extension == run.extension,
-        runs.c.number > run.number,
+_newer_success = Prepared(
+    select(runs.c.id)
+    .where(
+        runs.c.version_id == bindparam("version_id"),
+        runs.c.extension == bindparam("extension"),
+        runs.c.number > bindparam("number"),
         runs.c.status == SUCCESS,
     )
-    return tx.execute(newer.limit(1)).first() is not None
+    .limit(1)
+)
+
+
+def is_superseded(tx: Tx, run: Row[Any]) -> bool:
+    """True if a newer run's tags stand on the version already."""
+    newer = _newer_success.one_or_none(
+        tx, version_id=run.version_id, extension=run.extension, number=run.number
+    )
+    return newer is not None
 
 
 _read_statuses = Prepared(
@@ -269,8 +336,3 @@ _read_statuses = Prepared(
 def latest_statuses(tx: Tx, version_id: str) -> dict[str, str]:
     """extension -> status of its latest run on this version."""
     return {run.extension: run.status for run in _read_statuses.all(tx, version_id=version_id)}
-
-
-def _by_extension(tx: Tx, statement: Select[Any]) -> dict[str, Any]:
-    """A statement of two columns, the first the extension, as a mapping; the last row wins."""
-    return {row[0]: row[1] for row in tx.execute(statement)}

@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 
 import structlog
 
@@ -26,6 +27,7 @@ from app.extensions.calls import (
 )
 from app.extensions.outcomes import Failed, NotNow, Outcome, Succeeded, TryAgain
 from app.extensions.provider import (
+    RETRYABLE,
     Answer,
     CallLimits,
     NotConfigured,
@@ -42,6 +44,8 @@ from app.settings import Settings, SettingsError
 log = structlog.get_logger(__name__)
 
 OFF = "off"
+# The start waits no longer for credentials to be found.
+OPEN_SECONDS = 5.0
 LOOK_SECONDS = 0.1
 RETRY_SECONDS = 1.0
 
@@ -57,10 +61,16 @@ class TaggingRequest:
 
 @dataclass(frozen=True, slots=True)
 class Unavailable:
-    """Stands in an extension's place when no provider can: every run of it fails at once."""
+    """Stands in an extension's place when no provider can, or while one is being opened."""
 
     reason: Reason
     message: str
+
+    @property
+    def outcome(self) -> Failed | TryAgain:
+        """Of every attempt."""
+        kind = TryAgain if self.reason in RETRYABLE else Failed
+        return kind(self.reason, self.message)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +98,23 @@ class Tagger:
         self._limits = limits
         self._owner = owner
         self.background_slots = limits.background_slots
+        self._opening: set[asyncio.Task[Backend | Unavailable]] = set()
+
+    def expect(self, extension: str, opening: "asyncio.Task[Backend | Unavailable]") -> None:
+        """Until it is opened, runs are tried again later."""
+        message = f"The provider behind {extension} is not ready yet."
+        self._backends[extension] = Unavailable(Reason.UNAVAILABLE, message)
+        self._opening.add(opening)
+        opening.add_done_callback(partial(self._put, extension))
+
+    def _put(self, extension: str, opening: "asyncio.Task[Backend | Unavailable]") -> None:
+        self._opening.discard(opening)
+        if opening.cancelled():
+            return
+        if (error := opening.exception()) is not None:
+            log.error("cannot open the provider", extension=extension, exc_info=error)
+        else:
+            self._backends[extension] = opening.result()
 
     @property
     def policies(self) -> list[CallPolicy]:
@@ -124,7 +151,7 @@ class Tagger:
         """
         backend = self._backends[request.extension]
         if isinstance(backend, Unavailable):
-            return Failed(backend.reason, backend.message)
+            return backend.outcome
         try:
             image = await picture()
         except ImageUnreadable as error:
@@ -274,6 +301,9 @@ class Tagger:
             raise ProviderError(Reason.BAD_REPLY, "The provider's reply is unreadable.") from error
 
     async def close(self) -> None:
+        for opening in self._opening:
+            opening.cancel()
+        await asyncio.gather(*self._opening, return_exceptions=True)
         for backend in self._backends.values():
             if not isinstance(backend, Unavailable):
                 await backend.provider.close()
@@ -296,13 +326,30 @@ def _succeeded(
 
 
 async def open_tagger(settings: Settings, images: ImagePool, db: Database, owner: str) -> Tagger:
-    """Opens the provider that the settings name for each extension."""
+    """Opens the provider that the settings name for each extension.
+
+    One that takes long is opened behind the start: a machine that is slow today is not one without
+    credentials.
+    """
     limits = CallLimits(settings.provider_timeout_seconds, settings.provider_concurrency)
-    opened = await asyncio.gather(
-        *(_open_backend(choice, settings, limits, images, db) for choice in _choices(settings))
-    )
-    backends = dict(zip((GOOGLE, AWS), opened, strict=True))
-    return Tagger(db, backends, limits, owner)
+    openings = {
+        choice.extension: asyncio.create_task(_open_backend(choice, settings, limits, images, db))
+        for choice in _choices(settings)
+    }
+    try:
+        done, _ = await asyncio.wait(openings.values(), timeout=OPEN_SECONDS)
+        await asyncio.gather(*done)
+    except BaseException:
+        for opening in openings.values():
+            opening.cancel()
+        raise
+    opened = {each: opening.result() for each, opening in openings.items() if opening in done}
+    tagger = Tagger(db, opened, limits, owner)
+    for extension, opening in openings.items():
+        if opening not in done:
+            log.warning("provider not ready yet", extension=extension)
+            tagger.expect(extension, opening)
+    return tagger
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import structlog
-from sqlalchemy import Row, select, update
+from sqlalchemy import Row, bindparam, select, update
 
 from app import metrics
 from app.db import Database, Tx
@@ -32,6 +32,7 @@ from app.files.models import versions
 from app.files.objects import file_object, read_version
 from app.files.urls import FileUrls
 from app.images import ImagePool, ProviderCopy
+from app.prepared import Prepared, given
 from app.settings import WebhookOn
 from app.storage.base import Storage
 from app.webhooks.deliveries import enqueue
@@ -65,19 +66,25 @@ def record_result(tx: Tx, rules: WebhookRules, run_id: str, attempt: int, outcom
     return _tell(tx, rules, run)
 
 
+_lock_tags = Prepared(
+    select(versions.c.ai_tags).where(versions.c.id == bindparam("version_id")).with_for_update()
+)
+_set_tags = Prepared(
+    update(versions)
+    .where(versions.c.id == bindparam("version_id"))
+    .values(given(versions, "ai_tags", "updated_at"))
+)
+
+
 def _replace_tags(tx: Tx, run: Row[Any], outcome: Succeeded) -> None:
-    existing = tx.execute(
-        select(versions.c.ai_tags).where(versions.c.id == run.version_id).with_for_update()
-    ).one_or_none()
+    existing = _lock_tags.one_or_none(tx, version_id=run.version_id)
     if existing is None or is_superseded(tx, run):
         return
-    tx.execute(
-        update(versions)
-        .where(versions.c.id == run.version_id)
-        .values(
-            ai_tags=replace_source(existing.ai_tags, run.extension, outcome.tags),
-            updated_at=tx.clock.now(),
-        )
+    _set_tags.run(
+        tx,
+        version_id=run.version_id,
+        ai_tags=replace_source(existing.ai_tags, run.extension, outcome.tags),
+        updated_at=tx.clock.now(),
     )
 
 

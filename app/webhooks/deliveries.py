@@ -15,17 +15,19 @@ from sqlalchemy import (
     Row,
     ScalarSelect,
     Select,
+    Text,
+    bindparam,
     insert,
-    literal,
     or_,
     select,
     update,
 )
 
 from app import jobs
-from app.db import Tx
+from app.db import Tx, now_plus
 from app.ids import new_id
 from app.notify import notify_due
+from app.prepared import Prepared, given
 from app.webhooks.models import DEAD, DELIVERED, attempts, deliveries
 
 PER_HOST = 4
@@ -33,23 +35,30 @@ DEADLINE_SECONDS = 24 * 3600
 JITTER = 0.2
 
 
+_insert_delivery = Prepared(
+    insert(deliveries).values(
+        **given(deliveries, "id", "run_id", "url", "host", "body", "request_id", "created_at"),
+        status=jobs.PENDING,
+        attempts=0,
+        due_at=now_plus(bindparam("delay")),
+    )
+)
+
+
 def enqueue(
     tx: Tx, *, run_id: str, url: str, payload: dict[str, Any], request_id: str, first_delay: float
 ) -> None:
     """Writes a delivery with its exact body. It exists exactly if its cause is committed."""
-    tx.execute(
-        insert(deliveries).values(
-            id=f"evt_{new_id()}",
-            run_id=run_id,
-            url=url,
-            host=host_of(url),
-            body=orjson.dumps(payload),
-            request_id=request_id,
-            status=jobs.PENDING,
-            attempts=0,
-            due_at=tx.now(jittered(first_delay)),
-            created_at=tx.clock.now(),
-        )
+    _insert_delivery.run(
+        tx,
+        id=f"evt_{new_id()}",
+        run_id=run_id,
+        url=url,
+        host=host_of(url),
+        body=orjson.dumps(payload),
+        request_id=request_id,
+        delay=jittered(first_delay),
+        created_at=tx.clock.now(),
     )
     notify_due(tx, deliveries)
 
@@ -61,6 +70,9 @@ def host_of(url: str) -> str:
 
 def jittered(seconds: float) -> float:
     return seconds * random.uniform(1 - JITTER, 1 + JITTER)  # noqa: S311
+
+
+_claim_to_host = jobs.claiming(deliveries, deliveries.c.host == bindparam("host"))
 
 
 def claim_deliveries(
@@ -76,7 +88,7 @@ def claim_deliveries(
     hosts = _due_hosts(tx, full, last_host, limit + len(in_flight))
     claimed: list[Row[Any]] = []
     for host, places in share_places(hosts, in_flight, limit).items():
-        claimed += jobs.claim(tx, deliveries, owner, places, deliveries.c.host == host)
+        claimed += jobs.claim(tx, _claim_to_host, owner, places, host=host)
     return claimed
 
 
@@ -98,45 +110,43 @@ def share_places(
 
 def _due_hosts(tx: Tx, full: Sequence[str], last_host: str, limit: int) -> list[str]:
     """Hosts with due deliveries but the full ones, from `last_host` round to itself."""
-    hosts = tx.execute(due_hosts_behind(tx, last_host, full).limit(limit)).scalars().all()
+    hosts = _hosts_behind(tx, last_host, full, limit)
     if len(hosts) < limit and last_host:
-        from_start = tx.execute(due_hosts_behind(tx, "", full).limit(limit)).scalars().all()
-        hosts = list(dict.fromkeys([*hosts, *from_start]))
-    return list(hosts)
+        hosts = list(dict.fromkeys([*hosts, *_hosts_behind(tx, "", full, limit)]))
+    return hosts
 
 
-def due_hosts_behind(tx: Tx, host: str, full: Sequence[str]) -> Select[tuple[str]]:
-    """Hosts that sort behind `host`, with due deliveries, but the full ones.
+def _hosts_behind(tx: Tx, host: str, full: Sequence[str], limit: int) -> list[str]:
+    """Hosts that sort behind `host`, with due deliveries, but the full ones."""
+    due = _due_hosts_behind.all(tx, behind=host, limit=limit + len(full))
+    return [row.host for row in due if row.host not in full][:limit]
 
-    Jumps from host to host through the index (a loose index scan): a host with thousands of rows
+
+def _select_due_hosts() -> Select[tuple[str]]:
+    """Jumps from host to host through the index (a loose index scan): a host with thousands of rows
     costs no more than one with a single row.
     """
-    hosts = select(_next_host(literal(host)).label("host")).cte("hosts", recursive=True)
+    first = select(_next_host(bindparam("behind", type_=Text)).label("host"))
+    hosts = first.cte("hosts", recursive=True)
     hosts = hosts.union_all(select(_next_host(hosts.c.host)).where(hosts.c.host.is_not(None)))
-    now = select(tx.now()).scalar_subquery()
-    due_at = _first_of(hosts.c.host, deliveries.c.due_at, deliveries.c.lease_until.is_(None))
-    lost_at = _first_of(
-        hosts.c.host, deliveries.c.lease_until, deliveries.c.lease_until.is_not(None)
+    now = select(now_plus()).scalar_subquery()
+    at_rest = _has_pending(
+        hosts.c.host, deliveries.c.lease_until.is_(None), deliveries.c.due_at <= now
     )
-    return select(hosts.c.host).where(
-        hosts.c.host.is_not(None), hosts.c.host.not_in(full), or_(due_at <= now, lost_at < now)
-    )
+    lost = _has_pending(hosts.c.host, deliveries.c.lease_until < now)
+    due = select(hosts.c.host).where(hosts.c.host.is_not(None), or_(at_rest, lost))
+    return due.limit(bindparam("limit"))
 
 
-def _first_of(
-    host: ColumnElement[str], column: ColumnElement[datetime], is_wanted: ColumnElement[bool]
-) -> ScalarSelect[datetime]:
-    """The earliest of a host, by one look into the index whose order this is.
-
-    EXISTS would have PostgreSQL hash all rows, and another order take another index.
-    """
-    return (
-        select(column)
-        .where(deliveries.c.status == jobs.PENDING, deliveries.c.host == host, is_wanted)
+def _has_pending(host: ColumnElement[str], *where: ColumnElement[bool]) -> ColumnElement[bool]:
+    """In the index's order, or PostgreSQL may hope to meet such a row soon in the whole table."""
+    first = (
+        select(deliveries.c.id)
+        .where(deliveries.c.status == jobs.PENDING, deliveries.c.host == host, *where)
         .order_by(deliveries.c.lease_until, deliveries.c.due_at)
         .limit(1)
-        .scalar_subquery()
     )
+    return first.scalar_subquery().is_not(None)
 
 
 def _next_host(host: ColumnElement[str]) -> ScalarSelect[str]:
@@ -147,6 +157,17 @@ def _next_host(host: ColumnElement[str]) -> ScalarSelect[str]:
         .limit(1)
         .scalar_subquery()
     )
+
+
+_due_hosts_behind = Prepared(_select_due_hosts())
+
+
+_lock_held = Prepared(
+    select(deliveries)
+    .where(jobs.is_held(deliveries, bindparam("delivery_id"), bindparam("attempt")))
+    .with_for_update()
+)
+_insert_attempt = Prepared(insert(attempts))
 
 
 def record_attempt(
@@ -163,21 +184,18 @@ def record_attempt(
     retry_after: str | None,
 ) -> None:
     """Writes the attempt down, and what follows from it. A no-op if the claim is not the latest."""
-    delivery = tx.execute(
-        select(deliveries).where(jobs.is_held(deliveries, delivery_id, attempt)).with_for_update()
-    ).one_or_none()
+    delivery = _lock_held.one_or_none(tx, delivery_id=delivery_id, attempt=attempt)
     if delivery is None:
         return
-    tx.execute(
-        insert(attempts).values(
-            delivery_id=delivery_id,
-            number=attempt,
-            started_at=started_at,
-            elapsed_ms=elapsed_ms,
-            status_code=status_code,
-            error=error,
-            reply_beginning=reply_beginning,
-        )
+    _insert_attempt.run(
+        tx,
+        delivery_id=delivery_id,
+        number=attempt,
+        started_at=started_at,
+        elapsed_ms=elapsed_ms,
+        status_code=status_code,
+        error=error,
+        reply_beginning=reply_beginning,
     )
     after = _after_attempt(tx, delivery, schedule, started_at, status_code, error, retry_after)
     tx.execute(

@@ -5,14 +5,15 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import event, insert, select, text, update
+from sqlalchemy import insert, select, text, update
 
+from app import jobs
 from app.db import Tx
 from app.extensions.models import provider_states, runs
 from app.extensions.provider import Reason
 from app.extensions.runs import claim_runs
 from app.extensions.schemas import AWS, GOOGLE
-from tests.test_db import Running, on_postgres, on_sqlite
+from tests.test_db import Running, Watched, on_postgres, on_sqlite
 
 BLOCKED = 5_000
 SLOTS = 8
@@ -62,16 +63,9 @@ def put_a_backlog(tx: Tx) -> None:
 
 def claims(tx: Tx) -> list[tuple[str, Any]]:
     """The statements, with their parameters, by which both extensions' runs are claimed."""
-    seen: list[tuple[str, Any]] = []
-
-    def see(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
-        if "UPDATE extension_runs" in statement:
-            seen.append((statement, parameters))
-
-    event.listen(tx._connection, "before_cursor_execute", see)
-    claim_runs(tx, "me", {GOOGLE: SLOTS, AWS: SLOTS}, SLOTS)
-    event.remove(tx._connection, "before_cursor_execute", see)
-    return seen
+    watched = Watched(tx)
+    claim_runs(watched, "me", {GOOGLE: SLOTS, AWS: SLOTS}, SLOTS)
+    return [each for each in watched.statements if "UPDATE extension_runs" in each[0]]
 
 
 def write(running: Running, function: Any) -> Any:
@@ -102,15 +96,28 @@ def test_provider_that_is_held_back_starves_nobody(running: Running) -> None:
 
 
 @on_sqlite
+def test_next_due_run_is_found_by_an_index_of_its_own_on_sqlite(running: Running) -> None:
+    def explain(tx: Tx) -> list[str]:
+        watched = Watched(tx)
+        jobs.seconds_to_next_due(watched, runs)
+        [(statement, parameters)] = watched.statements
+        steps = tx.execute_driver(f"EXPLAIN QUERY PLAN {statement}", parameters)
+        return [detail for *_, detail in steps if "extension_runs" in detail]
+
+    found = "SEARCH extension_runs USING INDEX ix_extension_runs_next_due (status=?)"
+    assert write(running, explain) == [found]
+
+
+@on_sqlite
 def test_claim_searches_the_index_on_sqlite(running: Running) -> None:
     write(running, put_a_backlog)
 
     def explain(tx: Tx) -> list[str]:
         return [
-            row.detail
+            detail
             for statement, parameters in claims(tx)
-            for row in tx._connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters)
-            if "extension_runs USING INDEX" in row.detail or "TEMP" in row.detail
+            for *_, detail in tx.execute_driver(f"EXPLAIN QUERY PLAN {statement}", parameters)
+            if "extension_runs USING INDEX" in detail or "TEMP" in detail
         ]
 
     search = f"SEARCH extension_runs USING INDEX {INDEX} (status=? AND extension=? AND "
@@ -128,9 +135,9 @@ def test_claim_reads_no_blocked_row_on_postgres(running: Running) -> None:
             scan
             for statement, parameters in claims(tx)
             for scan in scans(
-                tx._connection.exec_driver_sql(
+                tx.execute_driver(
                     f"EXPLAIN (ANALYZE, FORMAT JSON) {statement}", parameters
-                ).scalar_one()[0]["Plan"]
+                ).fetchone()[0][0]["Plan"]
             )
         ]
 

@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -15,6 +16,7 @@ from sqlalchemy.pool import NullPool
 from app import jobs
 from app.clock import Clock
 from app.db import Tx
+from app.extensions import tagger
 from app.extensions.models import provider_states, runs
 from app.extensions.runs import start_runs
 from app.extensions.schemas import AWS, GOOGLE, parse_extensions
@@ -51,6 +53,7 @@ from tests.files.support import (
     wake,
 )
 from tests.server import LoupeServer
+from tests.test_db import on_sqlite
 
 CAT_AND_ANIMAL = [("Cat", 98.5), ("Animal", 97.25)]
 
@@ -433,6 +436,35 @@ def test_final_failure_is_failed_at_once_without_webhook(
     assert (run.status, run.reason, run.attempts) == ("failed", reason, 1)
     assert not deliveries_of(server, answer["fileId"])
     assert len(vendor.emulator.calls) == 1
+
+
+@on_sqlite
+def test_credentials_found_after_the_start_are_those_that_runs_wait_for(
+    serve: Serve,
+    rekognition: RekognitionEmulator,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    found = tmp_path / "found"
+    credentials = '{"Version": 1, "AccessKeyId": "test", "SecretAccessKey": "test"}'
+    script = tmp_path / "look-up"
+    script.write_text(
+        f"#!/bin/sh\nwhile [ ! -e {found} ]; do sleep 0.05; done\necho '{credentials}'\n"
+    )
+    script.chmod(0o700)
+    (tmp_path / "config").write_text(f"[default]\ncredential_process = {script}\n")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    monkeypatch.setattr(tagger, "OPEN_SECONDS", 0.1)
+    server = serve(aws_auto_tagging="rekognition")
+    answer = upload(server, AWS)
+    assert status_in(answer) == "pending"
+    run = run_of(server, answer["fileId"])
+    assert (run.status, run.reason) == ("pending", "provider_unavailable")
+    found.touch()
+    details = wait_for_status(server, answer["fileId"], AWS, "success")
+    assert details["AITags"] == tags(AWS, *CAT_AND_ANIMAL)
 
 
 @pytest.mark.parametrize(("choice", "reason"), [("off", "extension_off"), (None, "not_configured")])

@@ -11,7 +11,7 @@ import orjson
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from sqlalchemy import Row, create_engine, delete, event, insert, select, text, update
+from sqlalchemy import Row, create_engine, delete, insert, select, text, update
 from sqlalchemy.exc import IntegrityError
 
 from app import jobs
@@ -30,7 +30,7 @@ from app.webhooks.deliveries import (
     share_places,
 )
 from app.webhooks.models import attempts, deliveries
-from tests.test_db import Running
+from tests.test_db import Running, Watched
 
 SCHEDULE = (0.0, 10.0, 100.0)
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
@@ -328,20 +328,14 @@ def test_claim_costs_by_the_number_of_hosts_and_not_of_rows(running: Running) ->
 
 def plan_of(tx: Tx, function: Callable[[Tx], object]) -> str:
     """How the database goes about the statements of a function."""
-    statements: list[tuple[str, Any]] = []
-
-    def note(_c: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
-        statements.append((statement, parameters))
-
-    event.listen(tx._connection, "before_cursor_execute", note)
-    function(tx)
-    event.remove(tx._connection, "before_cursor_execute", note)
+    watched = Watched(tx)
+    function(watched)
     # PostgreSQL shows the steps of a recursion only when it takes them.
     explain = "EXPLAIN ANALYZE " if tx.is_postgres else "EXPLAIN QUERY PLAN "
     steps = [
         str(row[-1])
-        for statement, parameters in statements
-        for row in tx._connection.exec_driver_sql(explain + statement, parameters)
+        for statement, parameters in watched.statements
+        for row in tx.execute_driver(explain + statement, parameters)
     ]
     return "\n".join(steps)
 

@@ -60,7 +60,6 @@ MAX_VERSION_CHARACTERS = 100
 MAX_REPLY_BYTES = 4 * 1024 * 1024
 
 CONNECT_SECONDS = 3.0
-CREDENTIALS_SECONDS = 5.0
 GREETING_SECONDS = 3.0
 CLOSE_SECONDS = 2.0
 
@@ -156,11 +155,7 @@ class Rekognition:
     async def open(self) -> None:
         """Raises NotConfigured. A server that is down is none of its errors."""
         try:
-            self._client = await look_up(self._make_client, timeout_seconds=CREDENTIALS_SECONDS)
-        except TimeoutError as error:
-            raise NotConfigured(
-                f"AWS credentials were not found within {CREDENTIALS_SECONDS:g} s."
-            ) from error
+            self._client = await look_up(self._make_client)
         except (aws.BotoCoreError, ValueError) as error:
             raise NotConfigured(f"Amazon Rekognition is not configured: {error}") from error
         self._opened = True

@@ -460,13 +460,12 @@ def test_endpoint_that_is_no_url_is_not_configured(monkeypatch: pytest.MonkeyPat
         labels_of()
 
 
-def test_silent_metadata_service_holds_up_neither_the_start_nor_the_loop(
+def test_silent_metadata_service_holds_up_no_loop_and_is_not_configured_at_last(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "false")
-    monkeypatch.setattr(rekognition_module, "CREDENTIALS_SECONDS", 0.5)
     beats = 0
 
     async def main() -> None:
