@@ -28,9 +28,7 @@ from sqlalchemy import (
     union_all,
     update,
 )
-from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import Mapped, mapped_column
-from sqlalchemy.sql.functions import FunctionElement
 
 from app.db import Database, Tx, UtcDateTime, now_plus
 from app.notify import notify_due
@@ -71,7 +69,7 @@ def claiming(table: Table, *where: ColumnElement[bool], **also_set: Any) -> Prep
     """
     now = select(now_plus()).scalar_subquery()  # evaluated once, else no index is searched by it
     lost = _lock(table, *where, table.c.lease_until < now)
-    due = _lock(table, *where, _IsNull(table.c.lease_until), table.c.due_at <= now)
+    due = _lock(table, *where, table.c.lease_until.is_(None), table.c.due_at <= now)
     found = union_all(select(lost.cte("lost")), select(due.cte("due")))
     return Prepared(
         update(table)
@@ -79,23 +77,6 @@ def claiming(table: Table, *where: ColumnElement[bool], **also_set: Any) -> Prep
         .values(attempts=table.c.attempts + 1, **lease(), **also_set)
         .returning(*table.c)
     )
-
-
-class _IsNull(FunctionElement[Any]):
-    """`IS NULL`, in words that keep SQLite from claiming by the index of all unleased rows, which
-    it takes for the better one and in which it would read those that `where` leaves out."""
-
-    inherit_cache = True
-
-
-@compiles(_IsNull)
-def _is_null(element: _IsNull, compiler: Any, **options: Any) -> str:
-    return f"{compiler.process(element.clauses, **options)} IS NULL"
-
-
-@compiles(_IsNull, "sqlite")
-def _is_null_on_sqlite(element: _IsNull, compiler: Any, **options: Any) -> str:
-    return f"{compiler.process(element.clauses, **options)} IS +NULL"
 
 
 def _lock(table: Table, *where: ColumnElement[bool]) -> Select[Any]:
