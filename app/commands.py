@@ -1,6 +1,7 @@
 """What `python -m app COMMAND` does. Each reads the settings from the environment."""
 
 import asyncio
+import gc
 import os
 import socket
 import sys
@@ -94,6 +95,7 @@ async def _serve(settings: Settings) -> None:
 
 async def _serve_on(listening: socket.socket, settings: Settings) -> None:
     async with open_resources(settings) as resources:
+        _spare_the_collector()
         shutdown = Shutdown(settings.shutdown_seconds)
         server = _Server(server_config(create_app(resources), settings), resources, shutdown)
         log.info(
@@ -104,6 +106,13 @@ async def _serve_on(listening: socket.socket, settings: Settings) -> None:
         )
         await server.serve([listening])
         await resources.drain(shutdown)
+
+
+def _spare_the_collector() -> None:
+    """What is here now stays. Python would walk through it again and again, and each time hold up all
+    requests for a tenth of a second."""
+    gc.collect()
+    gc.freeze()
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -35,13 +35,18 @@ def main() -> None:
         sys.exit("\n".join(f"bench: {name} failed. {why}" for name, why in failures.items()))
 
 
+def _absolute(path: str) -> Path:
+    """Peers are started in folders of their own."""
+    return Path(path).resolve()
+
+
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--only", nargs="*", choices=SCENARIOS, help="these scenarios")
     parser.add_argument("--rounds", type=int, default=4, help="how often each load has its turn")
     parser.add_argument("--seconds", type=int, default=5, help="for each turn")
     parser.add_argument("--files", type=int, default=1_000_000, help="in the large library")
-    parser.add_argument("--out", type=Path, default=PROJECT / "data" / "bench")
+    parser.add_argument("--out", type=_absolute, default=PROJECT / "data" / "bench")
     return parser.parse_args()
 
 
