@@ -144,7 +144,7 @@ def test_every_run_ends_as_the_model_says_and_is_told_once(
         started = time.monotonic()
         with reaper.working():
             answers = upload_all(replicas, receiver.url)
-        wait_for(lambda: unfinished(engine) == 0, "all runs and webhooks", size(120, 1200), 0.5)
+            wait_for(lambda: unfinished(engine) == 0, "all runs and webhooks", size(120, 1200), 0.5)
         seconds = time.monotonic() - started
         with httpx.Client(auth=AUTH, timeout=60, base_url=replicas[0].url) as client:
             for number, answer in enumerate(answers):
