@@ -109,8 +109,8 @@ async def _serve_on(listening: socket.socket, settings: Settings) -> None:
 
 
 def _spare_the_collector() -> None:
-    """What is here now stays. Python would walk through it again and again, and each time hold up all
-    requests for a tenth of a second."""
+    """What is here now stays: Python need not walk through it again and again, and hold up all
+    requests for a tenth of a second each time."""
     gc.collect()
     gc.freeze()
 
