@@ -20,6 +20,7 @@ log = structlog.get_logger(__name__)
 REQUEST_ID_HEADER = "x-ik-requestid"
 DROP_SECONDS = 10.0
 DROP_IDLE_SECONDS = 1.0
+DROP_PAUSE_SECONDS = 0.25
 MAX_HEADER_BYTES = 64 * 1024
 MAX_HEADERS = 200
 
@@ -144,9 +145,14 @@ class RefusedBodies:
     async def _drop(receive: Receive, is_over: Callable[[], bool]) -> None:
         try:
             async with asyncio.timeout(DROP_SECONDS):
+                pause_seconds = DROP_PAUSE_SECONDS
                 while not is_over():
                     async with asyncio.timeout(DROP_IDLE_SECONDS):
                         await receive()
+                    if not is_over():
+                        # In a burst, those who still wait for their refusal come first.
+                        await asyncio.sleep(pause_seconds)
+                        pause_seconds = 0
         except TimeoutError:
             pass
 

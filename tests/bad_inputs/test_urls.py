@@ -25,7 +25,7 @@ from tests.files.helpers import (
     refused,
     upload,
 )
-from tests.files.support import asking
+from tests.files.support import asking, wait_until
 from tests.files.test_upload_by_url import chain, fetch
 from tests.server import LoupeServer
 
@@ -212,7 +212,8 @@ def test_an_invalid_url_is_400_and_its_password_never_logged(
 ) -> None:
     with structlog.testing.capture_logs() as logs:
         message = refused_fetch(shared_server, url)
-    assert logs
+        # A request's line is written once its answer has been sent.
+        wait_until(lambda: logs, "a line")
     for text in (message, str(logs)):
         assert "hunter2" not in text
         assert "example.com" not in text
