@@ -36,8 +36,8 @@ from app.worker import work
 
 log = structlog.get_logger(__name__)
 
-# What waits for the disk. asyncio's own number, six on two cores, would have uploads that wait for
-# fsync wait for each other.
+# What waits for the disk. With asyncio's own number, six on two cores, uploads would wait for each
+# other where an fsync takes long.
 BLOCKING_THREADS = 32
 
 

@@ -1,5 +1,6 @@
 """Structured logs, one JSON object a line, with the request's id in every line of a request."""
 
+import contextlib
 import contextvars
 import json
 import logging
@@ -81,8 +82,8 @@ def as_json(logger: Any, method: str, event: Any) -> bytes:
     Almost every line is ASCII as orjson writes it. What is not, or holds what orjson does not know,
     takes longer.
     """
-    try:
+    with contextlib.suppress(TypeError):
         line = orjson.dumps(event)
-    except TypeError:
-        line = b"\xff"
-    return line if line.isascii() else json.dumps(event, default=repr).encode()
+        if line.isascii():
+            return line
+    return json.dumps(event, default=repr).encode()

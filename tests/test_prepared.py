@@ -1,20 +1,17 @@
 """Prepared statements give what SQLAlchemy would have given, on both databases."""
 
-import asyncio
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
 from sqlalchemy import bindparam, insert, select
 from sqlalchemy.exc import IntegrityError
 
-from app.clock import Clock
-from app.db import Database, Tx, open_database
+from app.db import Tx
 from app.files.models import files, folders, versions
 from app.prepared import Prepared
-from app.settings import Settings, load_settings
+from tests.test_db import Running
 
 T = TypeVar("T")
 CREATED_AT = datetime(2026, 2, 3, 4, 5, 6, 789012, tzinfo=UTC)
@@ -55,33 +52,24 @@ insert_version = Prepared(insert(versions))
 read_version = Prepared(select(versions).where(versions.c.id == bindparam("id")))
 
 
-class Runner:
-    """Runs transactions on a database of its own event loop."""
+@pytest.fixture
+def db(database_url: str) -> Iterator["Db"]:
+    running = Running(database_url)
+    yield Db(running)
+    running.close()
 
-    def __init__(self, database_url: str, directory: Path) -> None:
-        settings = load_settings(Settings, database_url=database_url, data_dir=directory)
-        self._runner = asyncio.Runner()
-        self._db: Database = self._runner.run(self._open(settings))
 
-    async def _open(self, settings: Settings) -> Database:
-        return open_database(settings, Clock())
+class Db:
+    """Runs transactions, each to its end."""
+
+    def __init__(self, running: Running) -> None:
+        self._running = running
 
     def write(self, function: Callable[[Tx], T]) -> T:
-        return self._runner.run(self._db.write(function))
+        return self._running.run(self._running.db.write(function))
 
     def read(self, function: Callable[[Tx], T]) -> T:
-        return self._runner.run(self._db.read(function))
-
-    def close(self) -> None:
-        self._runner.run(self._db.close())
-        self._runner.close()
-
-
-@pytest.fixture
-def db(database_url: str, tmp_path: Path) -> Iterator[Runner]:
-    runner = Runner(database_url, tmp_path)
-    yield runner
-    runner.close()
+        return self._running.run(self._running.db.read(function))
 
 
 def store_all(tx: Tx) -> None:
@@ -90,25 +78,25 @@ def store_all(tx: Tx) -> None:
     insert_version.run(tx, **VERSION)
 
 
-def test_row_is_read_as_it_was_inserted(db: Runner) -> None:
+def test_row_is_read_as_it_was_inserted(db: Db) -> None:
     db.write(store_all)
     version = db.read(lambda tx: read_version.one_or_none(tx, id="a"))
     assert {name: getattr(version, name) for name in VERSION} == VERSION
 
 
-def test_row_is_what_sqlalchemy_itself_reads(db: Runner) -> None:
+def test_row_is_what_sqlalchemy_itself_reads(db: Db) -> None:
     db.write(store_all)
     prepared = db.read(lambda tx: read_version.all(tx, id="a"))
     executed = db.read(lambda tx: tx.execute(select(versions)).all())
     assert [tuple(row) for row in prepared] == [tuple(row) for row in executed]
 
 
-def test_no_row_is_none_or_an_empty_list(db: Runner) -> None:
+def test_no_row_is_none_or_an_empty_list(db: Db) -> None:
     assert db.read(lambda tx: read_version.one_or_none(tx, id="x")) is None
     assert db.read(lambda tx: read_version.all(tx, id="x")) == []
 
 
-def test_constants_of_a_statement_stay_in_it(db: Runner) -> None:
+def test_constants_of_a_statement_stay_in_it(db: Db) -> None:
     db.write(store_all)
     images = Prepared(
         select(versions.c.id).where(versions.c.is_image == True, versions.c.mime == "image/jpeg")  # noqa: E712
@@ -116,7 +104,7 @@ def test_constants_of_a_statement_stay_in_it(db: Runner) -> None:
     assert [row.id for row in db.read(images.all)] == ["a"]
 
 
-def test_statement_that_fails_raises_what_sqlalchemy_raises_and_leaves_nothing(db: Runner) -> None:
+def test_statement_that_fails_raises_what_sqlalchemy_raises_and_leaves_nothing(db: Db) -> None:
     db.write(store_all)
 
     def store_again(tx: Tx) -> None:
@@ -128,7 +116,7 @@ def test_statement_that_fails_raises_what_sqlalchemy_raises_and_leaves_nothing(d
     assert len(db.read(lambda tx: tx.execute(select(folders)).all())) == 1
 
 
-def test_error_does_not_show_what_was_to_be_stored(db: Runner) -> None:
+def test_error_does_not_show_what_was_to_be_stored(db: Db) -> None:
     db.write(store_all)
     with pytest.raises(IntegrityError) as raised:
         db.write(lambda tx: insert_version.run(tx, **{**VERSION, "description": "canary"}))
