@@ -165,7 +165,7 @@ class _FormReader:
         elif event is None:
             await self._end()
         elif self._sink is not None:
-            await self._sink.write(bytes(event))
+            await self._sink.write(event)
         else:
             self._text += event
             if len(self._text) > MAX_FIELD_BYTES:

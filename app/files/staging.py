@@ -2,20 +2,20 @@
 
 import asyncio
 import binascii
-import contextlib
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import Protocol, TypeVar
 
 from app.errors import ApiError, BadRequest
 from app.files.types import HEAD_BYTES, mime_type
 from app.ids import new_id
-from app.images import ImageHeader, read_header
+from app.images import SNIFF_BYTES, ImageHeader, read_header, sniff_image
 from app.storage.base import system_errors_as_unavailable
+from app.storage.blocks import BlockFile
 
-BLOCK_BYTES = 512 * 1024
+T = TypeVar("T")
 
 
 class FileTooLarge(ApiError):
@@ -32,9 +32,10 @@ class InvalidFile(BadRequest):
 
 @dataclass(frozen=True, slots=True)
 class StagedFile:
-    """path: complete on disk, not yet synced. header: null if it is no image that Loupe reads."""
+    """file: complete, but for what it still holds in memory. header: null if it is no image that
+    Loupe reads."""
 
-    path: Path
+    file: BlockFile
     size_bytes: int
     sha256: str
     mime: str
@@ -44,73 +45,73 @@ class StagedFile:
 class Sink(Protocol):
     """Takes a file's bytes, piece by piece."""
 
-    async def write(self, piece: bytes) -> None: ...
+    async def write(self, piece: bytes | bytearray) -> None: ...
 
 
 class Staging:
-    """Writes one file in blocks, off the event loop. `discard()` leaves nothing behind.
+    """Hashes one file and writes it in blocks. `discard()` leaves nothing behind.
 
     Raises FileTooLarge as soon as more than `max_bytes` have come, and StorageUnavailable.
     """
 
     def __init__(self, directory: Path, max_bytes: int) -> None:
-        self._path = directory / new_id()
+        self._file = BlockFile(directory / new_id())
         self._max_bytes = max_bytes
-        self._file: BinaryIO | None = None
         self._hash = hashlib.sha256()
-        self._block = bytearray()
         self._head = b""
         self._finished: StagedFile | None = None
         self.size_bytes = 0
 
-    async def write(self, piece: bytes) -> None:
+    async def write(self, piece: bytes | bytearray) -> None:
         self.size_bytes += len(piece)
         if self.size_bytes > self._max_bytes:
             raise FileTooLarge
-        if len(self._head) < HEAD_BYTES:
-            self._head = (self._head + piece)[:HEAD_BYTES]
-        self._block += piece
-        if len(self._block) >= BLOCK_BYTES:
-            await self._in_thread(self._write_block)
+        rest = memoryview(piece)
+        while rest:
+            rest = rest[self._file.take(rest) :]
+            if self._file.is_block_full:
+                await self._in_thread(self._write_block)
 
-    async def _in_thread(self, step: Callable[[], None]) -> None:
+    async def _in_thread(self, step: Callable[[], T]) -> T:
         with system_errors_as_unavailable("cannot stage a file"):
-            await asyncio.to_thread(step)
+            return await asyncio.to_thread(step)
 
     def _write_block(self) -> None:
-        if self._file is None:
-            self._file = self._path.open("xb", buffering=0)
-        block, self._block = self._block, bytearray()
-        self._hash.update(block)
-        view = memoryview(block)
-        while view:
-            view = view[self._file.write(view) :]
+        with self._file.block as block:
+            self._head = self._head or bytes(block[:HEAD_BYTES])
+            self._hash.update(block)
+        self._file.write_block()
 
     async def finish(self, name: str) -> StagedFile:
         """The same again if it is called again. name: decides what kind of text it is."""
         if self._finished is None:
-            await self._in_thread(lambda: self._finish(name))
-        assert self._finished is not None
+            if self._is_small_image():
+                self._finished = self._finish(name)  # in less time than it takes to wake a thread
+            else:
+                self._finished = await self._in_thread(lambda: self._finish(name))
         return self._finished
 
-    def _finish(self, name: str) -> None:
-        """All that is left to do with the file in one go: each visit to a thread costs."""
-        self._write_block()
-        assert self._file is not None
-        self._file.close()
-        header = read_header(self._path)
+    def _is_small_image(self) -> bool:
+        with self._file.block as block:
+            head = bytes(block[:SNIFF_BYTES])
+        return self._file.is_in_memory and sniff_image(head) is not None
+
+    def _finish(self, name: str) -> StagedFile:
+        source: Path | bytes = self._file.path
+        if self._file.is_in_memory:
+            with self._file.block as block:
+                source = bytes(block)
+            self._head = source[:HEAD_BYTES]
+            self._hash.update(source)
+        else:
+            self._write_block()
+        header = read_header(source)
         mime = mime_type(self._head, name) if header is None else header.mime
-        self._finished = StagedFile(
-            self._path, self.size_bytes, self._hash.hexdigest(), mime, header
-        )
+        return StagedFile(self._file, self.size_bytes, self._hash.hexdigest(), mime, header)
 
     def discard(self) -> None:
         """Removes what is still here: nothing once the storage has taken the file."""
-        if self._file is None:
-            return
-        for step in (self._file.close, self._path.unlink):
-            with contextlib.suppress(OSError):
-                step()
+        self._file.discard()
 
 
 _URL_SAFE = bytes.maketrans(b"-_", b"+/")
@@ -124,7 +125,7 @@ class Base64Decoder:
         self._rest = b""
         self._padded = False
 
-    async def write(self, piece: bytes) -> None:
+    async def write(self, piece: bytes | bytearray) -> None:
         text = self._rest + piece.translate(_URL_SAFE, b" \t\r\n")
         whole = len(text) // 4 * 4
         self._rest = text[whole:]
@@ -159,7 +160,7 @@ class TextFile:
         self._prefix: bytes | None = b""
         self.url: str | None = None
 
-    async def write(self, piece: bytes) -> None:
+    async def write(self, piece: bytes | bytearray) -> None:
         if self._prefix is None:
             await self._decoder.write(piece)
             return

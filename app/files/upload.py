@@ -88,7 +88,7 @@ class Uploader:
                     await self._fetch(form.file_url, staging)
                 staged = await _finish(staging, upload)
                 blob = self._blob(staged)
-                await self._storage.put(staged.path, blob.key)
+                await self._storage.put(staged.file, blob.key)
             finally:
                 staging.discard()
         return await self._store_and_tag(upload, blob, key, request_id, store_by_seconds)

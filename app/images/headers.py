@@ -2,9 +2,11 @@
 
 import os
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from app.images.jpeg import read_usual_jpeg
 from app.images.vips import loader, pyvips
 
 # Enough of a file for `sniff_image`.
@@ -61,23 +63,24 @@ def _is_avif(head: bytes) -> bool:
     return bool(brands & {b"avif", b"avis"})
 
 
-def read_header(path: Path) -> ImageHeader | None:
+def read_header(source: Path | bytes) -> ImageHeader | None:
     """What kind of image a file is, or None if it is none or its header is broken.
 
-    No pixel is decoded. Raises OSError if the file cannot be read, else nothing for any content.
+    source: where the file is, or its whole content. No pixel is decoded. Raises OSError if the file
+    cannot be read, else nothing for any content.
     """
-    with path.open("rb") as file:
+    with source.open("rb") if isinstance(source, Path) else BytesIO(source) as file:
         mime = sniff_image(file.read(SNIFF_BYTES))
         if mime is None:
             return None
         file.seek(0)
         try:
-            return _parse_header(mime, file, path)
+            return _parse_header(mime, file, source)
         except pyvips.Error:
             return None
 
 
-def _parse_header(mime: str, file: BinaryIO, path: Path) -> ImageHeader | None:
+def _parse_header(mime: str, file: BinaryIO, source: Path | bytes) -> ImageHeader | None:
     head: bytes | None = None
     if mime == "image/png":
         head = _png_head(file)
@@ -86,14 +89,17 @@ def _parse_header(mime: str, file: BinaryIO, path: Path) -> ImageHeader | None:
             return ImageHeader(mime, *size, has_alpha=False, orientation=1)
     elif mime == "image/jpeg":
         head = _jpeg_head(file)
+        if usual := read_usual_jpeg(head):
+            width_px, height_px, orientation = usual
+            return ImageHeader(mime, width_px, height_px, False, orientation)
     elif mime == "image/gif":
         head = file.read(_GIF_HEAD_BYTES)
     elif not _has_few_parts(mime, file):
         return None
-    if head is None:
-        image = loader(mime)(str(path), access="sequential")
+    if head is None and isinstance(source, Path):
+        image = loader(mime)(str(source), access="sequential")
     else:
-        image = loader(mime, "_buffer")(head, access="sequential")
+        image = loader(mime, "_buffer")(source if head is None else head, access="sequential")
     return _describe(mime, image)
 
 

@@ -7,6 +7,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 
+from app.storage.blocks import BlockFile
+
 
 class BlobMissing(Exception):
     """Nothing is stored under this key."""
@@ -40,8 +42,8 @@ class Storage(Protocol):
     async def open(self) -> None:
         """Makes ready to store, and removes what processes that have ended staged."""
 
-    async def put(self, staged: Path, key: str) -> None:
-        """Moves a finished file in. When this returns, the bytes outlive a power cut.
+    async def put(self, staged: BlockFile, key: str) -> None:
+        """Moves a file in, all that it has taken. When this returns, it outlives a power cut.
 
         When it raises, it is unknown whether the blob is there, and the file may be.
         """

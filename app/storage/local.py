@@ -18,6 +18,7 @@ from app.storage.base import (
     StoredBlob,
     system_errors_as_unavailable,
 )
+from app.storage.blocks import BlockFile
 from app.storage.disk import StagingDirectory, sync_directory, try_to_write
 
 log = structlog.get_logger(__name__)
@@ -56,17 +57,19 @@ class LocalStorage:
     def _path(self, key: str) -> Path:
         return self._blobs / key[-2:] / key
 
-    async def put(self, staged: Path, key: str) -> None:
+    async def put(self, staged: BlockFile, key: str) -> None:
         """A failed fsync says nothing of what is on the disk, and a second one would lie: after
         one, nothing more is stored until a restart."""
         self._require_sound()
         with system_errors_as_unavailable("cannot store a file"):
             await asyncio.to_thread(self._store_durably, staged, self._path(key))
 
-    def _store_durably(self, staged: Path, target: Path) -> None:
-        with staged.open("rb+") as file, self._watching_sync():
-            os.fsync(file.fileno())
-        staged.rename(target)
+    def _store_durably(self, staged: BlockFile, target: Path) -> None:
+        staged.complete()
+        with self._watching_sync():
+            staged.sync()
+        staged.close()
+        staged.move(target)
         try:
             with self._watching_sync():
                 sync_directory(target.parent)

@@ -31,6 +31,7 @@ from app.storage.base import (
     StoredBlob,
     system_errors_as_unavailable,
 )
+from app.storage.blocks import BlockFile
 from app.storage.disk import StagingDirectory, try_to_write
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ class S3Storage:
         await self._call(self._make_client)
         await self.check()
 
-    async def put(self, staged: Path, key: str) -> None:
+    async def put(self, staged: BlockFile, key: str) -> None:
         await self._call(self._put, staged, self._object(key))
 
     async def read(self, key: str, start: int, end: int) -> AsyncGenerator[bytes]:
@@ -223,15 +224,16 @@ class S3Storage:
             raise StorageUnavailable(f"S3 is not configured: {error}") from error
         self._is_open = True
 
-    def _put(self, staged: Path, name: str) -> None:
-        with staged.open("rb") as file:
-            size_bytes = staged.stat().st_size
+    def _put(self, staged: BlockFile, name: str) -> None:
+        staged.complete()
+        staged.close()
+        with staged.path.open("rb") as file:
+            size_bytes = staged.path.stat().st_size
             if size_bytes <= SINGLE_PUT_BYTES:
                 self._put_whole(file, name)
             else:
                 self._put_in_parts(file, size_bytes, name)
-        with contextlib.suppress(OSError):
-            staged.unlink()
+        staged.discard()
 
     def _put_whole(self, file: BufferedReader | BytesIO, name: str) -> None:
         """S3 compares the checksum with what has arrived, before it answers."""

@@ -21,7 +21,7 @@ from app.storage.base import BlobMissing, StoredBlob
 from tests.conftest import Serve
 from tests.emulators.s3 import S3Emulator
 from tests.server import LoupeServer
-from tests.storage.support import STORAGES
+from tests.storage.support import STORAGES, staged
 
 CONTENT = b"the content of a file"
 # With the default deadline nothing that is older can get a row.
@@ -77,9 +77,8 @@ def _blob_key(server: LoupeServer, file_id: str) -> str:
 def _orphan(server: LoupeServer) -> str:
     """The key of a blob whose process died before it could insert a row."""
     key = new_id()
-    staged = server.resources.storage.staging_dir / new_id()
-    staged.write_bytes(CONTENT)
-    server.run(server.resources.storage.put(staged, key))
+    storage = server.resources.storage
+    server.run(storage.put(staged(storage, CONTENT), key))
     return key
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from app.ids import new_id
 from app.storage.base import BlobMissing, Storage
+from app.storage.blocks import BlockFile
 from app.storage.local import LocalStorage
 from app.storage.s3 import S3Storage
 from tests.emulators.s3 import S3Emulator
@@ -18,6 +19,17 @@ T = TypeVar("T")
 
 STORAGES = ["local", "s3"]
 PREFIX = "some/prefix"
+
+
+def staged(storage: Storage, content: bytes) -> BlockFile:
+    """The content as an upload leaves it: the last block in memory."""
+    file = BlockFile(storage.staging_dir / new_id())
+    rest = memoryview(content)
+    while rest:
+        rest = rest[file.take(rest) :]
+        if file.is_block_full:
+            file.write_block()
+    return file
 
 
 class Stored:
@@ -30,18 +42,19 @@ class Stored:
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         return self._event_loop.run(coroutine)
 
-    def stage(self, content: bytes) -> Path:
-        path = self.storage.staging_dir / new_id()
-        path.write_bytes(content)
-        return path
+    def stage(self, content: bytes) -> BlockFile:
+        return staged(self.storage, content)
 
     def staged(self) -> list[str]:
         return [path.name for path in self.storage.staging_dir.iterdir()]
 
     def put(self, content: bytes, key: str | None = None) -> str:
         """The key under which the content has been stored."""
-        key = key or new_id()
-        self.run(self.storage.put(self.stage(content), key))
+        key, file = key or new_id(), self.stage(content)
+        try:
+            self.run(self.storage.put(file, key))
+        finally:
+            file.discard()
         return key
 
     def read(self, key: str, start: int, end: int) -> bytes:

@@ -119,4 +119,4 @@ def test_a_disk_that_is_gone_fails_the_check(stored: Stored) -> None:
     with pytest.raises(StorageUnavailable):
         stored.run(stored.storage.check())
     with pytest.raises(StorageUnavailable):
-        stored.run(stored.storage.put(stored.storage.staging_dir / "x", new_id()))
+        stored.run(stored.storage.put(stored.stage(b"x"), new_id()))

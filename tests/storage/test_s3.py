@@ -139,7 +139,7 @@ def test_a_failing_server_makes_the_storage_unavailable(
 
     answers = stored.run(all_ways())
     assert [type(answer) for answer in answers] == [StorageUnavailable] * 6
-    assert stored.staged() == [staged.name]
+    assert stored.staged() == [staged.path.name]
 
 
 def test_a_server_that_fails_for_a_moment_is_asked_again(stored: Stored, s3: S3Emulator) -> None:

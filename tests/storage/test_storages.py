@@ -159,7 +159,9 @@ def test_an_empty_storage_lists_nothing(stored: Stored) -> None:
 
 
 def test_only_old_staged_files_are_removed(stored: Stored) -> None:
-    old, new = stored.stage(b"old"), stored.stage(b"new")
+    old, new = (stored.storage.staging_dir / name for name in ("old", "new"))
+    for path in (old, new):
+        path.write_bytes(b"abandoned")
     os.utime(old, (time.time() - 7200, time.time() - 7200))
     stored.run(stored.storage.remove_unfinished(datetime.now(UTC) - timedelta(hours=1)))
     assert stored.staged() == [new.name]
@@ -174,8 +176,11 @@ def test_a_healthy_storage_passes_its_check_also_many_at_once(stored: Stored) ->
 
 
 def test_a_file_that_is_not_there_cannot_be_put(stored: Stored) -> None:
+    staged = stored.stage(PIECES)
+    staged.path.unlink()
     with pytest.raises(StorageUnavailable):
-        stored.run(stored.storage.put(stored.storage.staging_dir / new_id(), new_id()))
+        stored.run(stored.storage.put(staged, new_id()))
+    staged.discard()
     assert stored.keys() == []
 
 

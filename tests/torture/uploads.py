@@ -6,7 +6,7 @@ from pathlib import Path
 
 import httpx
 
-from app.files.staging import BLOCK_BYTES
+from app.storage.blocks import BLOCK_BYTES
 from tests import pictures
 from tests.files.helpers import RawConnection, form_body, form_part
 from tests.torture.harness import AUTH, ServerProcess, staged_files, wait_for
