@@ -12,7 +12,7 @@ import os
 from io import FileIO
 from pathlib import Path
 
-BLOCK_BYTES = 512 * 1024
+BLOCK_BYTES = 256 * 1024
 _PAGE_BYTES = 4096
 _KEPT_BLOCKS = 16
 _DIRECT: int = getattr(os, "O_DIRECT", 0)
