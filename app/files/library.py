@@ -14,6 +14,7 @@ from app.files.service import (
     check_file_id,
     current_version,
     delete_file,
+    is_short_read,
     list_files,
     update_details,
 )
@@ -42,7 +43,8 @@ class MediaLibrary:
         return await self.db.read(_read_details, file_id, self._urls)
 
     async def list(self, query: ListQuery) -> list[dict[str, Any]]:
-        return await self.db.scan(list_files, query, self._urls)
+        run = self.db.read if is_short_read(query) else self.db.scan
+        return await run(list_files, query, self._urls)
 
     async def update(self, file_id: str, body: bytes, request_id: str) -> dict[str, Any]:
         """The file as it is now; with the status of this request's extensions if it has any."""

@@ -1,33 +1,50 @@
 """Reads a file's version and builds the JSON objects that responses and webhooks show."""
 
-from datetime import datetime
+from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Row, Select, bindparam, select
+from sqlalchemy import Row, Select, bindparam, select, type_coerce
 
 from app.db import Tx
 from app.extensions.runs import latest_statuses
 from app.files.models import files, folders, versions
 from app.files.names import join_path
 from app.files.urls import FileUrls
+from app.moments import IsoTime
 from app.prepared import Prepared
 
-_COLUMNS = (
-    *versions.c,
-    files.c.name,
-    files.c.created_at.label("file_created_at"),
+# What responses and webhooks show, in the order in which `listed_object` unpacks it.
+_SHOWN = (
+    versions.c.id,
     files.c.current_version_id,
+    versions.c.file_id,
+    files.c.name,
     folders.c.path.label("folder_path"),
+    versions.c.tags,
+    versions.c.ai_tags,
+    versions.c.number,
+    versions.c.custom_coordinates,
+    versions.c.is_private,
+    versions.c.is_published,
+    versions.c.is_image,
+    versions.c.mime,
+    versions.c.size_bytes,
+    type_coerce(files.c.created_at, IsoTime()).label("created_at"),
+    type_coerce(versions.c.updated_at, IsoTime()).label("updated_at"),
+    versions.c.height_px,
+    versions.c.width_px,
+    versions.c.has_alpha,
+    versions.c.description,
 )
 
 
 def select_current_versions() -> Select[Any]:
-    """Each file's current version, with the file's name and folder.
+    """What is shown of each file's current version.
 
     Joined by one key each: PostgreSQL takes two for rarer than they are, and then reads all files.
     """
     return (
-        select(*_COLUMNS)
+        select(*_SHOWN)
         .select_from(files)
         .join(versions, versions.c.id == files.c.current_version_id)
         .join(folders, folders.c.id == files.c.folder_id)
@@ -35,7 +52,7 @@ def select_current_versions() -> Select[Any]:
 
 
 _read_version = Prepared(
-    select(*_COLUMNS)
+    select(*_SHOWN, versions.c.orientation, versions.c.blob_key)
     .join(files, files.c.id == versions.c.file_id)
     .join(folders, folders.c.id == files.c.folder_id)
     .where(versions.c.id == bindparam("version_id"))
@@ -53,46 +70,67 @@ def read_current_version(tx: Tx, file_id: str) -> Row[Any] | None:
     return version
 
 
-def file_path(version: Row[Any]) -> str:
-    return join_path(version.folder_path, version.name)
-
-
 def file_object(tx: Tx, version: Row[Any], urls: FileUrls) -> dict[str, Any]:
     """A file's details, with the status of the latest run of each extension."""
     statuses = latest_statuses(tx, version.id)
     return listed_object(version, urls) | ({"extensionStatus": statuses} if statuses else {})
 
 
-def listed_object(version: Row[Any], urls: FileUrls) -> dict[str, Any]:
+def listed_object(version: Sequence[Any], urls: FileUrls) -> dict[str, Any]:
     """A file as a list shows it. Source: the contract's section 4.1."""
-    path = file_path(version)
+    # Unpacked at once, since a list has hundreds of rows: by name each value would cost twice.
+    (
+        version_id,
+        current_version_id,
+        file_id,
+        name,
+        folder_path,
+        tags,
+        ai_tags,
+        number,
+        custom_coordinates,
+        is_private,
+        is_published,
+        is_image,
+        mime,
+        size_bytes,
+        created_at,
+        updated_at,
+        height_px,
+        width_px,
+        has_alpha,
+        description,
+        *_,
+    ) = version
+    path = join_path(folder_path, name)
+    url, thumbnail = urls.file_and_thumbnail(path)
     details: dict[str, Any] = {
-        "type": "file" if version.id == version.current_version_id else "file-version",
-        "fileId": version.file_id,
-        "name": version.name,
+        "type": "file" if version_id == current_version_id else "file-version",
+        "fileId": file_id,
+        "name": name,
         "filePath": path,
-        "tags": version.tags,
-        "AITags": version.ai_tags,
-        "versionInfo": _version_info(version),
+        "tags": tags,
+        "AITags": ai_tags,
+        "versionInfo": _version_info(version_id, number),
         "embeddedMetadata": None,
-        "customCoordinates": version.custom_coordinates,
+        "customCoordinates": custom_coordinates,
         "customMetadata": {},
-        "isPrivateFile": version.is_private,
-        "isPublished": version.is_published,
-        "url": urls.file(path),
-        "fileType": _file_type(version),
-        "mime": version.mime,
-        "size": version.size_bytes,
-        "createdAt": iso_milliseconds(version.file_created_at),
-        "updatedAt": iso_milliseconds(version.updated_at),
+        "isPrivateFile": is_private,
+        "isPublished": is_published,
+        "url": url,
+        "fileType": _file_type(is_image),
+        "mime": mime,
+        "size": size_bytes,
+        "createdAt": created_at,
+        "updatedAt": updated_at,
     }
-    if version.is_image:
-        details["thumbnail"] = urls.thumbnail(path)
-        details["height"] = version.height_px
-        details["width"] = version.width_px
-        details["hasAlpha"] = version.has_alpha
-    if version.description is not None:
-        details["description"] = version.description
+    if is_image:
+        details["thumbnail"] = thumbnail
+        details["height"] = height_px
+        details["width"] = width_px
+        details["hasAlpha"] = has_alpha
+    if description is not None:
+        details["description"] = description
     return details
 
 
@@ -106,22 +144,23 @@ def upload_object(
 
     statuses: of the extensions of this request; None when it asked for none.
     """
-    path = file_path(version)
+    path = join_path(version.folder_path, version.name)
+    url, thumbnail = urls.file_and_thumbnail(path)
     answer: dict[str, Any] = {
         "fileId": version.file_id,
         "name": version.name,
         "size": version.size_bytes,
-        "versionInfo": _version_info(version),
+        "versionInfo": _version_info(version.id, version.number),
         "filePath": path,
-        "url": urls.file(path),
-        "fileType": _file_type(version),
+        "url": url,
+        "fileType": _file_type(version.is_image),
         "AITags": version.ai_tags,
     }
     if version.is_image:
         answer["height"] = version.height_px
         answer["width"] = version.width_px
         answer["orientation"] = version.orientation
-        answer["thumbnailUrl"] = urls.thumbnail(path)
+        answer["thumbnailUrl"] = thumbnail
     on_request = {
         "tags": version.tags,
         "customCoordinates": version.custom_coordinates,
@@ -137,13 +176,9 @@ def upload_object(
     return answer
 
 
-def _version_info(version: Row[Any]) -> dict[str, str]:
-    return {"id": version.id, "name": f"Version {version.number}"}
+def _version_info(version_id: str, number: int) -> dict[str, str]:
+    return {"id": version_id, "name": f"Version {number}"}
 
 
-def _file_type(version: Row[Any]) -> str:
-    return "image" if version.is_image else "non-image"
-
-
-def iso_milliseconds(when: datetime) -> str:
-    return when.isoformat(timespec="milliseconds")[: -len("+00:00")] + "Z"
+def _file_type(is_image: bool) -> str:
+    return "image" if is_image else "non-image"

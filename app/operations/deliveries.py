@@ -9,8 +9,8 @@ from sqlalchemy import ColumnElement, Row, select, update
 from app import jobs
 from app.db import Tx
 from app.errors import ApiError, BadRequest
-from app.files.objects import iso_milliseconds
 from app.ids import is_id
+from app.moments import iso_milliseconds
 from app.notify import notify_due
 from app.operations.runs import NO_RETRY
 from app.operations.schemas import DeliveryQuery

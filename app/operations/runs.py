@@ -10,8 +10,8 @@ from app.errors import ApiError, BadRequest
 from app.extensions.models import runs
 from app.extensions.runs import DEADLINE_SECONDS, latest_numbers
 from app.files.models import files
-from app.files.objects import iso_milliseconds
 from app.ids import is_id, new_id
+from app.moments import iso_milliseconds
 from app.notify import notify_due
 from app.operations.schemas import RunQuery
 
