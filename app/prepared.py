@@ -9,8 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import orjson
-from sqlalchemy import JSON, BindParameter, Dialect, Float, Table, bindparam
+from sqlalchemy import BindParameter, Dialect, Float, Table, bindparam
 from sqlalchemy.sql.expression import Executable
 from sqlalchemy.types import TypeEngine
 
@@ -115,10 +114,4 @@ def _reader(kind: TypeEngine[Any], dialect: Dialect) -> _Process | None:
     """Null where the driver's own value will do; a float always does."""
     if isinstance(kind, Float):
         return None  # SQLAlchemy would first ask for the database's type of each column
-    if isinstance(kind, JSON) and dialect.name == "sqlite":
-        return _from_json  # SQLAlchemy's own goes through three functions
     return kind.dialect_impl(dialect).result_processor(dialect, None)
-
-
-def _from_json(text: str | None) -> Any:
-    return None if text is None else orjson.loads(text)

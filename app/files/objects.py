@@ -10,8 +10,8 @@ from app.extensions.runs import latest_statuses
 from app.files.models import files, folders, versions
 from app.files.names import join_path
 from app.files.urls import FileUrls
-from app.moments import IsoTime
 from app.prepared import Prepared
+from app.wire import IsoTime, ReadyJson
 
 # What responses and webhooks show, in the order in which `listed_object` unpacks it.
 _SHOWN = (
@@ -20,8 +20,8 @@ _SHOWN = (
     versions.c.file_id,
     files.c.name,
     folders.c.path.label("folder_path"),
-    versions.c.tags,
-    versions.c.ai_tags,
+    type_coerce(versions.c.tags, ReadyJson()).label("tags"),
+    type_coerce(versions.c.ai_tags, ReadyJson()).label("ai_tags"),
     versions.c.number,
     versions.c.custom_coordinates,
     versions.c.is_private,
@@ -111,14 +111,14 @@ def listed_object(version: Sequence[Any], urls: FileUrls) -> dict[str, Any]:
         "filePath": path,
         "tags": tags,
         "AITags": ai_tags,
-        "versionInfo": _version_info(version_id, number),
+        "versionInfo": {"id": version_id, "name": f"Version {number}"},
         "embeddedMetadata": None,
         "customCoordinates": custom_coordinates,
         "customMetadata": {},
         "isPrivateFile": is_private,
         "isPublished": is_published,
         "url": url,
-        "fileType": _file_type(is_image),
+        "fileType": "image" if is_image else "non-image",
         "mime": mime,
         "size": size_bytes,
         "createdAt": created_at,
@@ -134,6 +134,25 @@ def listed_object(version: Sequence[Any], urls: FileUrls) -> dict[str, Any]:
     return details
 
 
+_ALWAYS_ANSWERED = (
+    "fileId",
+    "name",
+    "size",
+    "versionInfo",
+    "filePath",
+    "url",
+    "fileType",
+    "AITags",
+)
+_ANSWERED_ON_REQUEST = (
+    "tags",
+    "customCoordinates",
+    "isPrivateFile",
+    "isPublished",
+    "customMetadata",
+)
+
+
 def upload_object(
     version: Row[Any],
     urls: FileUrls,
@@ -144,41 +163,16 @@ def upload_object(
 
     statuses: of the extensions of this request; None when it asked for none.
     """
-    path = join_path(version.folder_path, version.name)
-    url, thumbnail = urls.file_and_thumbnail(path)
-    answer: dict[str, Any] = {
-        "fileId": version.file_id,
-        "name": version.name,
-        "size": version.size_bytes,
-        "versionInfo": _version_info(version.id, version.number),
-        "filePath": path,
-        "url": url,
-        "fileType": _file_type(version.is_image),
-        "AITags": version.ai_tags,
-    }
+    shown = listed_object(version, urls)
+    answer = {key: shown[key] for key in _ALWAYS_ANSWERED}
     if version.is_image:
         answer["height"] = version.height_px
         answer["width"] = version.width_px
         answer["orientation"] = version.orientation
-        answer["thumbnailUrl"] = thumbnail
-    on_request = {
-        "tags": version.tags,
-        "customCoordinates": version.custom_coordinates,
-        "isPrivateFile": version.is_private,
-        "isPublished": version.is_published,
-        "customMetadata": {},
-    }
-    answer |= {key: value for key, value in on_request.items() if key in response_fields}
+        answer["thumbnailUrl"] = shown["thumbnail"]
+    answer |= {key: shown[key] for key in _ANSWERED_ON_REQUEST if key in response_fields}
     if version.description is not None:
         answer["description"] = version.description
     if statuses is not None:
         answer["extensionStatus"] = statuses
     return answer
-
-
-def _version_info(version_id: str, number: int) -> dict[str, str]:
-    return {"id": version_id, "name": f"Version {number}"}
-
-
-def _file_type(is_image: bool) -> str:
-    return "image" if is_image else "non-image"
