@@ -7,7 +7,7 @@ import structlog
 from sqlalchemy import Row
 
 from app.db import Database, Tx
-from app.files.objects import file_object, listed_object
+from app.files.objects import file_object, version_object
 from app.files.schemas import ListQuery, UpdateRequest
 from app.files.service import (
     RunContext,
@@ -54,10 +54,10 @@ class MediaLibrary:
         context = RunContext(self.tagging.owner, request_id)
         stored = await self.db.write(update_details, file_id, request, context)
         if not stored.runs:
-            return listed_object(stored.version, self._urls)
+            return version_object(stored.version, self._urls)
         version: Row[Any]
         version, statuses = await self.tagging.run_within_budget(stored.runs, stored.version)
-        return listed_object(version, self._urls) | {"extensionStatus": statuses}
+        return version_object(version, self._urls) | {"extensionStatus": statuses}
 
     async def delete(self, file_id: str) -> None:
         check_file_id(file_id)

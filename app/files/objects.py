@@ -16,7 +16,6 @@ from app.wire import IsoTime, ReadyJson
 # What responses and webhooks show, in the order in which `listed_object` unpacks it.
 _SHOWN = (
     versions.c.id,
-    files.c.current_version_id,
     versions.c.file_id,
     files.c.name,
     folders.c.path.label("folder_path"),
@@ -52,12 +51,16 @@ def select_current_versions() -> Select[Any]:
 
 
 _read_version = Prepared(
-    select(*_SHOWN, versions.c.orientation, versions.c.blob_key)
+    select(*_SHOWN, files.c.current_version_id, versions.c.orientation, versions.c.blob_key)
     .join(files, files.c.id == versions.c.file_id)
     .join(folders, folders.c.id == files.c.folder_id)
     .where(versions.c.id == bindparam("version_id"))
 )
-_read_current = Prepared(select_current_versions().where(files.c.id == bindparam("file_id")))
+_read_current = Prepared(
+    select_current_versions()
+    .add_columns(files.c.current_version_id)
+    .where(files.c.id == bindparam("file_id"))
+)
 
 
 def read_version(tx: Tx, version_id: str) -> Row[Any] | None:
@@ -73,15 +76,20 @@ def read_current_version(tx: Tx, file_id: str) -> Row[Any] | None:
 def file_object(tx: Tx, version: Row[Any], urls: FileUrls) -> dict[str, Any]:
     """A file's details, with the status of the latest run of each extension."""
     statuses = latest_statuses(tx, version.id)
-    return listed_object(version, urls) | ({"extensionStatus": statuses} if statuses else {})
+    return version_object(version, urls) | ({"extensionStatus": statuses} if statuses else {})
+
+
+def version_object(version: Row[Any], urls: FileUrls) -> dict[str, Any]:
+    """Of any version: it may have been replaced while its extensions ran."""
+    kind = "file" if version.id == version.current_version_id else "file-version"
+    return listed_object(version, urls) | {"type": kind}
 
 
 def listed_object(version: Sequence[Any], urls: FileUrls) -> dict[str, Any]:
-    """A file as a list shows it. Source: the contract's section 4.1."""
+    """A file's current version, as a list shows it. Source: the contract's section 4.1."""
     # Unpacked at once, since a list has hundreds of rows: by name each value would cost twice.
     (
         version_id,
-        current_version_id,
         file_id,
         name,
         folder_path,
@@ -105,7 +113,7 @@ def listed_object(version: Sequence[Any], urls: FileUrls) -> dict[str, Any]:
     path = join_path(folder_path, name)
     url, thumbnail = urls.file_and_thumbnail(path)
     details: dict[str, Any] = {
-        "type": "file" if version_id == current_version_id else "file-version",
+        "type": "file",
         "fileId": file_id,
         "name": name,
         "filePath": path,
