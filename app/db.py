@@ -330,7 +330,7 @@ def _sqlite_engine(url: str, begin: str, clock: Clock) -> Engine:
 
     @event.listens_for(engine, "begin")
     def say_begin(connection: Connection) -> None:
-        connection.exec_driver_sql(begin)
+        Tx(connection, clock).execute_driver(begin)
 
     return engine
 

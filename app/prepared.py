@@ -5,7 +5,7 @@ to run it. Tables, types and the SQL are SQLAlchemy's all the same.
 """
 
 from collections import namedtuple
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,13 +36,13 @@ class Prepared:
 
     def all(self, tx: Tx, **parameters: Any) -> list[Any]:
         compiled = self._for(tx)
-        return [compiled.row(values) for values in compiled.execute(tx, parameters).fetchall()]
+        return compiled.rows(compiled.execute(tx, parameters).fetchall())
 
     def one_or_none(self, tx: Tx, **parameters: Any) -> Any:
         """The first row, of a statement that has at most one."""
         compiled = self._for(tx)
         values = compiled.execute(tx, parameters).fetchone()
-        return None if values is None else compiled.row(values)
+        return None if values is None else compiled.rows([values])[0]
 
     def run(self, tx: Tx, **parameters: Any) -> None:
         self._for(tx).execute(tx, parameters)
@@ -63,7 +63,7 @@ class _Compiled:
     constants: dict[str, Any]
     bind: tuple[tuple[str, _Process], ...]
     result: tuple[tuple[int, _Process], ...]
-    make_row: Callable[..., Any]
+    make_row: Callable[[Iterable[Any]], Any]
 
     def execute(self, tx: Tx, parameters: dict[str, Any]) -> Any:
         """The driver's cursor."""
@@ -73,16 +73,21 @@ class _Compiled:
         arguments = values if self.names is None else [values[name] for name in self.names]
         return tx.execute_driver(self.sql, arguments)
 
-    def row(self, values: Sequence[Any]) -> Any:
-        processed = list(values)
+    def rows(self, fetched: Sequence[Sequence[Any]]) -> list[Any]:
+        """Column by column: a processor runs faster over many values than once in each row."""
+        if not fetched:
+            return []
+        columns: list[Iterable[Any]] = list(zip(*fetched, strict=True))
         for index, process in self.result:
-            processed[index] = process(processed[index])
-        return self.make_row(*processed)
+            columns[index] = map(process, columns[index])
+        return list(map(self.make_row, zip(*columns, strict=True)))
 
 
 def _compile(statement: Any, dialect: Dialect) -> _Compiled:
     compiled = statement.compile(dialect=dialect)
     columns = getattr(statement, "exported_columns", ())
+    names = [column.key for column in columns]
+    row_class: Any = namedtuple("Row", names)  # type: ignore[misc]
     binders = {
         name: parameter.type.dialect_impl(dialect).bind_processor(dialect)
         for name, parameter in compiled.binds.items()
@@ -101,7 +106,7 @@ def _compile(statement: Any, dialect: Dialect) -> _Compiled:
             for index, column in enumerate(columns)
             if (process := _reader(column.type, dialect))
         ),
-        make_row=namedtuple("Row", [column.key for column in columns]),
+        make_row=row_class._make,
     )
 
 

@@ -7,13 +7,14 @@ import structlog
 from sqlalchemy import Row
 
 from app.db import Database, Tx
-from app.files.objects import file_object, listed_object
+from app.files.objects import file_object, version_object
 from app.files.schemas import ListQuery, UpdateRequest
 from app.files.service import (
     RunContext,
     check_file_id,
     current_version,
     delete_file,
+    is_short_read,
     list_files,
     update_details,
 )
@@ -42,7 +43,8 @@ class MediaLibrary:
         return await self.db.read(_read_details, file_id, self._urls)
 
     async def list(self, query: ListQuery) -> list[dict[str, Any]]:
-        return await self.db.scan(list_files, query, self._urls)
+        run = self.db.read if is_short_read(query) else self.db.scan
+        return await run(list_files, query, self._urls)
 
     async def update(self, file_id: str, body: bytes, request_id: str) -> dict[str, Any]:
         """The file as it is now; with the status of this request's extensions if it has any."""
@@ -52,10 +54,10 @@ class MediaLibrary:
         context = RunContext(self.tagging.owner, request_id)
         stored = await self.db.write(update_details, file_id, request, context)
         if not stored.runs:
-            return listed_object(stored.version, self._urls)
+            return version_object(stored.version, self._urls)
         version: Row[Any]
         version, statuses = await self.tagging.run_within_budget(stored.runs, stored.version)
-        return listed_object(version, self._urls) | {"extensionStatus": statuses}
+        return version_object(version, self._urls) | {"extensionStatus": statuses}
 
     async def delete(self, file_id: str) -> None:
         check_file_id(file_id)

@@ -1,9 +1,9 @@
 """Reads a file's version and builds the JSON objects that responses and webhooks show."""
 
-from datetime import datetime
+from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Row, Select, bindparam, select
+from sqlalchemy import Row, Select, bindparam, select, type_coerce
 
 from app.db import Tx
 from app.extensions.runs import latest_statuses
@@ -11,23 +11,39 @@ from app.files.models import files, folders, versions
 from app.files.names import join_path
 from app.files.urls import FileUrls
 from app.prepared import Prepared
+from app.wire import IsoTime, ReadyJson
 
-_COLUMNS = (
-    *versions.c,
+# What responses and webhooks show, in the order in which `listed_object` unpacks it.
+_SHOWN = (
+    versions.c.id,
+    versions.c.file_id,
     files.c.name,
-    files.c.created_at.label("file_created_at"),
-    files.c.current_version_id,
     folders.c.path.label("folder_path"),
+    type_coerce(versions.c.tags, ReadyJson()).label("tags"),
+    type_coerce(versions.c.ai_tags, ReadyJson()).label("ai_tags"),
+    versions.c.number,
+    versions.c.custom_coordinates,
+    versions.c.is_private,
+    versions.c.is_published,
+    versions.c.is_image,
+    versions.c.mime,
+    versions.c.size_bytes,
+    type_coerce(files.c.created_at, IsoTime()).label("created_at"),
+    type_coerce(versions.c.updated_at, IsoTime()).label("updated_at"),
+    versions.c.height_px,
+    versions.c.width_px,
+    versions.c.has_alpha,
+    versions.c.description,
 )
 
 
 def select_current_versions() -> Select[Any]:
-    """Each file's current version, with the file's name and folder.
+    """What is shown of each file's current version.
 
     Joined by one key each: PostgreSQL takes two for rarer than they are, and then reads all files.
     """
     return (
-        select(*_COLUMNS)
+        select(*_SHOWN)
         .select_from(files)
         .join(versions, versions.c.id == files.c.current_version_id)
         .join(folders, folders.c.id == files.c.folder_id)
@@ -35,12 +51,16 @@ def select_current_versions() -> Select[Any]:
 
 
 _read_version = Prepared(
-    select(*_COLUMNS)
+    select(*_SHOWN, files.c.current_version_id, versions.c.orientation, versions.c.blob_key)
     .join(files, files.c.id == versions.c.file_id)
     .join(folders, folders.c.id == files.c.folder_id)
     .where(versions.c.id == bindparam("version_id"))
 )
-_read_current = Prepared(select_current_versions().where(files.c.id == bindparam("file_id")))
+_read_current = Prepared(
+    select_current_versions()
+    .add_columns(files.c.current_version_id)
+    .where(files.c.id == bindparam("file_id"))
+)
 
 
 def read_version(tx: Tx, version_id: str) -> Row[Any] | None:
@@ -53,47 +73,92 @@ def read_current_version(tx: Tx, file_id: str) -> Row[Any] | None:
     return version
 
 
-def file_path(version: Row[Any]) -> str:
-    return join_path(version.folder_path, version.name)
-
-
 def file_object(tx: Tx, version: Row[Any], urls: FileUrls) -> dict[str, Any]:
     """A file's details, with the status of the latest run of each extension."""
     statuses = latest_statuses(tx, version.id)
-    return listed_object(version, urls) | ({"extensionStatus": statuses} if statuses else {})
+    return version_object(version, urls) | ({"extensionStatus": statuses} if statuses else {})
 
 
-def listed_object(version: Row[Any], urls: FileUrls) -> dict[str, Any]:
-    """A file as a list shows it. Source: the contract's section 4.1."""
-    path = file_path(version)
+def version_object(version: Row[Any], urls: FileUrls) -> dict[str, Any]:
+    """Of any version: it may have been replaced while its extensions ran."""
+    kind = "file" if version.id == version.current_version_id else "file-version"
+    return listed_object(version, urls) | {"type": kind}
+
+
+def listed_object(version: Sequence[Any], urls: FileUrls) -> dict[str, Any]:
+    """A file's current version, as a list shows it. Source: the contract's section 4.1."""
+    # Unpacked at once, since a list has hundreds of rows: by name each value would cost twice.
+    (
+        version_id,
+        file_id,
+        name,
+        folder_path,
+        tags,
+        ai_tags,
+        number,
+        custom_coordinates,
+        is_private,
+        is_published,
+        is_image,
+        mime,
+        size_bytes,
+        created_at,
+        updated_at,
+        height_px,
+        width_px,
+        has_alpha,
+        description,
+        *_,
+    ) = version
+    path = join_path(folder_path, name)
+    url, thumbnail = urls.file_and_thumbnail(path)
     details: dict[str, Any] = {
-        "type": "file" if version.id == version.current_version_id else "file-version",
-        "fileId": version.file_id,
-        "name": version.name,
+        "type": "file",
+        "fileId": file_id,
+        "name": name,
         "filePath": path,
-        "tags": version.tags,
-        "AITags": version.ai_tags,
-        "versionInfo": _version_info(version),
+        "tags": tags,
+        "AITags": ai_tags,
+        "versionInfo": {"id": version_id, "name": f"Version {number}"},
         "embeddedMetadata": None,
-        "customCoordinates": version.custom_coordinates,
+        "customCoordinates": custom_coordinates,
         "customMetadata": {},
-        "isPrivateFile": version.is_private,
-        "isPublished": version.is_published,
-        "url": urls.file(path),
-        "fileType": _file_type(version),
-        "mime": version.mime,
-        "size": version.size_bytes,
-        "createdAt": iso_milliseconds(version.file_created_at),
-        "updatedAt": iso_milliseconds(version.updated_at),
+        "isPrivateFile": is_private,
+        "isPublished": is_published,
+        "url": url,
+        "fileType": "image" if is_image else "non-image",
+        "mime": mime,
+        "size": size_bytes,
+        "createdAt": created_at,
+        "updatedAt": updated_at,
     }
-    if version.is_image:
-        details["thumbnail"] = urls.thumbnail(path)
-        details["height"] = version.height_px
-        details["width"] = version.width_px
-        details["hasAlpha"] = version.has_alpha
-    if version.description is not None:
-        details["description"] = version.description
+    if is_image:
+        details["thumbnail"] = thumbnail
+        details["height"] = height_px
+        details["width"] = width_px
+        details["hasAlpha"] = has_alpha
+    if description is not None:
+        details["description"] = description
     return details
+
+
+_ALWAYS_ANSWERED = (
+    "fileId",
+    "name",
+    "size",
+    "versionInfo",
+    "filePath",
+    "url",
+    "fileType",
+    "AITags",
+)
+_ANSWERED_ON_REQUEST = (
+    "tags",
+    "customCoordinates",
+    "isPrivateFile",
+    "isPublished",
+    "customMetadata",
+)
 
 
 def upload_object(
@@ -106,44 +171,16 @@ def upload_object(
 
     statuses: of the extensions of this request; None when it asked for none.
     """
-    path = file_path(version)
-    answer: dict[str, Any] = {
-        "fileId": version.file_id,
-        "name": version.name,
-        "size": version.size_bytes,
-        "versionInfo": _version_info(version),
-        "filePath": path,
-        "url": urls.file(path),
-        "fileType": _file_type(version),
-        "AITags": version.ai_tags,
-    }
+    shown = listed_object(version, urls)
+    answer = {key: shown[key] for key in _ALWAYS_ANSWERED}
     if version.is_image:
         answer["height"] = version.height_px
         answer["width"] = version.width_px
         answer["orientation"] = version.orientation
-        answer["thumbnailUrl"] = urls.thumbnail(path)
-    on_request = {
-        "tags": version.tags,
-        "customCoordinates": version.custom_coordinates,
-        "isPrivateFile": version.is_private,
-        "isPublished": version.is_published,
-        "customMetadata": {},
-    }
-    answer |= {key: value for key, value in on_request.items() if key in response_fields}
+        answer["thumbnailUrl"] = shown["thumbnail"]
+    answer |= {key: shown[key] for key in _ANSWERED_ON_REQUEST if key in response_fields}
     if version.description is not None:
         answer["description"] = version.description
     if statuses is not None:
         answer["extensionStatus"] = statuses
     return answer
-
-
-def _version_info(version: Row[Any]) -> dict[str, str]:
-    return {"id": version.id, "name": f"Version {version.number}"}
-
-
-def _file_type(version: Row[Any]) -> str:
-    return "image" if version.is_image else "non-image"
-
-
-def iso_milliseconds(when: datetime) -> str:
-    return when.isoformat(timespec="milliseconds")[: -len("+00:00")] + "Z"

@@ -2,12 +2,10 @@
 
 from typing import Any
 
-from fastapi import Path, Query
+from fastapi import Path
 
 from app.extensions.schemas import MAX_ITEMS
 from app.files.schemas import (
-    MAX_LIMIT,
-    MAX_SKIP,
     ErrorBody,
     FileObject,
     UpdateRequest,
@@ -16,30 +14,6 @@ from app.files.schemas import (
 )
 
 UPLOAD_PATH = "/api/v1/files/upload"
-
-
-# What parameters may be is described here and checked elsewhere, with the contract's messages.
-
-
-def skip(description: str) -> Any:
-    return Query(description=description, json_schema_extra={"minimum": 0, "maximum": MAX_SKIP})
-
-
-LIMIT: Any = Query(
-    description=f"1 to {MAX_LIMIT}.", json_schema_extra={"minimum": 1, "maximum": MAX_LIMIT}
-)
-
-
-def choice(*values: str, alias: str | None = None, description: str | None = None) -> Any:
-    return Query(
-        alias=alias,
-        description=description or ", ".join(values),
-        json_schema_extra={"enum": list(values)},
-    )
-
-
-def day(alias: str, description: str) -> Any:
-    return Query(alias=alias, description=description, json_schema_extra={"format": "date"})
 
 
 def identifier(description: str, prefix: str = "") -> Any:

@@ -1,11 +1,12 @@
 """The media API's endpoints: they parse, call and answer. `library.py` and `upload.py` do it."""
 
 from collections.abc import Callable, Coroutine
-from typing import Annotated, Any
+from typing import Annotated, Any, get_type_hints
 from unicodedata import normalize
 
-from fastapi import APIRouter, Depends, Query, Request
+from fastapi import APIRouter, Query, Request
 from fastapi.routing import APIRoute
+from pydantic import BaseModel
 from starlette.responses import Response
 
 from app.auth import Authenticator
@@ -21,7 +22,9 @@ from app.files.schemas import (
     NOT_YET,
     SORT_DIRECTIONS,
     SORT_FIELDS,
+    ListParameters,
     ListQuery,
+    validated,
 )
 from app.files.upload import Uploader, UploadVersion
 from app.logs import request_id
@@ -32,16 +35,24 @@ MAX_BODY_BYTES = 1024 * 1024
 class KeyedRoute(APIRoute):
     """Asks for a private key before anything of the request is looked at.
 
-    Not by a dependency: FastAPI's way to resolve one costs as much as reading a file's row.
+    Then calls the endpoint with the request, the parameters of its path as they came and, if it
+    has a `query`, what its model makes of the query string. FastAPI reads the same signature for
+    OpenAPI, but does not run it: its way to resolve one takes longer than reading a file's row.
     """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        handle = super().get_route_handler()
+        endpoint = self.endpoint
+        query_model: type[BaseModel] | None = get_type_hints(endpoint).get("query")
 
         async def handle_with_key(request: Request) -> Response:
             authenticator: Authenticator = request.app.state.authenticator
             authenticator.require_private_key(request.headers.get("authorization"))
-            return await handle(request)
+            arguments = request.path_params
+            if query_model is not None:
+                query = validated(query_model, dict(request.query_params))
+                arguments = {**arguments, "query": query}
+            response: Response = await endpoint(request, **arguments)
+            return response
 
         return handle_with_key
 
@@ -52,7 +63,6 @@ def _library(request: Request) -> MediaLibrary:
 
 
 FileId = Annotated[str, openapi.identifier("A file's `fileId`.")]
-SORTS = tuple(f"{direction}_{field}" for direction in SORT_DIRECTIONS for field in SORT_FIELDS)
 
 upload_router = APIRouter(tags=["Upload"])
 router = APIRouter(prefix="/v1/files", tags=["Files"], route_class=KeyedRoute)
@@ -82,48 +92,27 @@ async def upload_options() -> Response:
     return Response(status_code=204, headers={"allow": "POST, OPTIONS"})
 
 
-# A coroutine, though it waits for nothing: a plain function would be run in a thread.
-async def _list_query(
-    skip: Annotated[int, openapi.skip("How many files to leave out at the start.")] = 0,
-    limit: Annotated[int, openapi.LIMIT] = MAX_LIMIT,
-    sort: Annotated[
-        str, openapi.choice(*SORTS, description="ASC_ or DESC_ and a field: `ASC_NAME`.")
-    ] = "ASC_CREATED",
-    path: Annotated[str | None, Query(description="Only this folder, not those in it.")] = None,
-    name: Annotated[str | None, Query(description="The exact name.")] = None,
-    tags: Annotated[str | None, Query(description="Comma separated; any of them.")] = None,
-    file_type: Annotated[str, openapi.choice(*FILE_TYPES, alias="fileType")] = "all",
-    kind: Annotated[
-        str, openapi.choice("file", alias="type", description="Only `file` for now.")
-    ] = "file",
-    search_query: Annotated[
-        str | None,
-        Query(
-            alias="searchQuery",
-            description="Not supported yet.",
-            json_schema_extra={"maxLength": 0},
-        ),
-    ] = None,
-) -> ListQuery:
-    check_page(skip, limit)
-    _check_kind(kind, search_query)
-    if file_type not in FILE_TYPES:
+def _checked(parameters: ListParameters) -> ListQuery:
+    check_page(parameters.skip, parameters.limit)
+    _check_kind(parameters.kind, parameters.search_query)
+    if parameters.file_type not in FILE_TYPES:
         raise BadRequest(
             "Your request contains invalid value for fileType parameter. "
             "Please provide one of the following: all, image, non-image."
         )
-    direction, _, sort_field = sort.partition("_")
+    direction, _, sort_field = parameters.sort.partition("_")
     if direction not in SORT_DIRECTIONS or sort_field not in SORT_FIELDS:
         raise BadRequest("Your request contains invalid value for sort parameters.")
+    path, name, tags = parameters.path, parameters.name, parameters.tags or ""
     return ListQuery(
-        skip=skip,
-        limit=limit,
+        skip=parameters.skip,
+        limit=parameters.limit,
         sort_field=sort_field,
         descending=direction == "DESC",
         folder=None if path is None else sanitise_folder_path(path),
         name=None if name is None else normalize("NFC", _storable(name, "name")),
-        tags=[tag.strip() for tag in _storable(tags or "", "tags").split(",") if tag.strip()],
-        is_image=None if file_type == "all" else file_type == "image",
+        tags=[tag.strip() for tag in _storable(tags, "tags").split(",") if tag.strip()],
+        is_image=None if parameters.file_type == "all" else parameters.file_type == "image",
     )
 
 
@@ -161,11 +150,9 @@ def _check_kind(kind: str, search_query: str | None) -> None:
 
 
 @router.get("", **openapi.LIST)
-async def list_files(
-    request: Request, query: Annotated[ListQuery, Depends(_list_query)]
-) -> Response:
+async def list_files(request: Request, query: Annotated[ListParameters, Query()]) -> Response:
     """Files in the media library: an array, oldest first unless `sort` says otherwise."""
-    return JsonResponse(await _library(request).list(query))
+    return JsonResponse(await _library(request).list(_checked(query)))
 
 
 @router.get("/{file_id}/details", **openapi.DETAILS)

@@ -324,6 +324,42 @@ FILE_TYPES = ("all", "image", "non-image")
 MAX_LIMIT = 1000
 MAX_SKIP = 2**31 - 1
 LISTED_TYPES = ("file", "file-version", "folder", "all")
+SORTS = tuple(f"{direction}_{field}" for direction in SORT_DIRECTIONS for field in SORT_FIELDS)
+
+# What parameters may be is described here and checked elsewhere, with the contract's messages.
+
+
+def skipped(description: str) -> Any:
+    return Field(description=description, json_schema_extra={"minimum": 0, "maximum": MAX_SKIP})
+
+
+LIMIT: Any = Field(
+    description=f"1 to {MAX_LIMIT}.", json_schema_extra={"minimum": 1, "maximum": MAX_LIMIT}
+)
+
+
+def choice(*values: str, alias: str | None = None, description: str | None = None) -> Any:
+    return Field(
+        alias=alias,
+        description=description or ", ".join(values),
+        json_schema_extra={"enum": list(values)},
+    )
+
+
+class ListParameters(Camel):
+    """The query string of a list, as it is sent."""
+
+    skip: Annotated[int, skipped("How many files to leave out at the start.")] = 0
+    limit: Annotated[int, LIMIT] = MAX_LIMIT
+    sort: Annotated[str, choice(*SORTS, description="ASC_ or DESC_ and a field: `ASC_NAME`.")] = (
+        "ASC_CREATED"
+    )
+    path: Annotated[str | None, Field(description="Only this folder, not those in it.")] = None
+    name: Annotated[str | None, Field(description="The exact name.")] = None
+    tags: Annotated[str | None, Field(description="Comma separated; any of them.")] = None
+    file_type: Annotated[str, choice(*FILE_TYPES)] = "all"
+    kind: Annotated[str, choice("file", alias="type", description="Only `file` for now.")] = "file"
+    search_query: Annotated[str | None, NOT_SUPPORTED] = None
 
 
 class ListQuery(BaseModel):

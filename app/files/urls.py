@@ -12,8 +12,7 @@ class FileUrls:
 
     endpoint: str
 
-    def file(self, path: str) -> str:
-        return self.endpoint + quote(path)
-
-    def thumbnail(self, path: str) -> str:
-        return f"{self.endpoint}/tr:n-{UPLOAD_THUMBNAIL}{quote(path)}"
+    def file_and_thumbnail(self, path: str) -> tuple[str, str]:
+        # Of ASCII, names and folders keep only what a URL needs no escape for.
+        quoted = path if path.isascii() else quote(path)
+        return f"{self.endpoint}{quoted}", f"{self.endpoint}/tr:n-{UPLOAD_THUMBNAIL}{quoted}"

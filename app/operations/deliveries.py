@@ -9,12 +9,12 @@ from sqlalchemy import ColumnElement, Row, select, update
 from app import jobs
 from app.db import Tx
 from app.errors import ApiError, BadRequest
-from app.files.objects import iso_milliseconds
 from app.ids import is_id
 from app.notify import notify_due
 from app.operations.runs import NO_RETRY
 from app.operations.schemas import DeliveryQuery
 from app.webhooks.models import DEAD, DELIVERED, attempts, deliveries
+from app.wire import iso_milliseconds
 
 REPLAY_BATCH = 500
 _LISTED = tuple(column for column in deliveries.c if column.name != "body")

@@ -4,13 +4,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Query, Request
+from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
 from app.db import Database
 from app.errors import BadRequest, JsonResponse
 from app.extensions.schemas import EXTENSIONS
-from app.files.openapi import LIMIT, choice, day, identifier, skip
+from app.files.openapi import identifier
 from app.files.routes import KeyedRoute, check_page, read_body
 from app.files.service import check_file_id
 from app.logs import request_id
@@ -27,13 +27,11 @@ from app.operations.schemas import (
     DELIVERY_STATUSES,
     RUN_STATUSES,
     DeliveryQuery,
-    Page,
     ReplayRequest,
     RunQuery,
+    UsageQuery,
 )
 from app.operations.usage import account_usage, parse_days
-
-DEFAULT_LIMIT = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,27 +43,17 @@ class Operations:
     on_delivery: Callable[[], None]
 
 
-# Dependencies are coroutines, though they wait for nothing: plain functions are run in threads.
-async def _operations(request: Request) -> Operations:
+def _operations(request: Request) -> Operations:
     operations: Operations = request.app.state.operations
     return operations
 
 
-Ops = Annotated[Operations, Depends(_operations)]
 RunId = Annotated[str, identifier("A run's `id`.")]
 DeliveryId = Annotated[str, identifier("A delivery's `id`.", prefix="evt_")]
 
 router = APIRouter(prefix="/v1", route_class=KeyedRoute)
 _RUNS = "/extension-runs"
 _DELIVERIES = "/webhook-deliveries"
-
-
-async def _page(
-    skip: Annotated[int, skip("How many to leave out at the start.")] = 0,
-    limit: Annotated[int, LIMIT] = DEFAULT_LIMIT,
-) -> Page:
-    check_page(skip, limit)
-    return Page(skip=skip, limit=limit)
 
 
 def _check_choice(parameter: str, value: str | None, known: tuple[str, ...]) -> None:
@@ -76,95 +64,83 @@ def _check_choice(parameter: str, value: str | None, known: tuple[str, ...]) -> 
         )
 
 
-async def _run_query(
-    page: Annotated[Page, Depends(_page)],
-    status: Annotated[str | None, choice(*RUN_STATUSES)] = None,
-    extension: Annotated[str | None, choice(*EXTENSIONS)] = None,
-    file_id: Annotated[
-        str | None, Query(alias="fileId", description="Runs on any version of this file.")
-    ] = None,
-) -> RunQuery:
-    _check_choice("status", status, RUN_STATUSES)
-    _check_choice("extension", extension, EXTENSIONS)
-    if file_id is not None:
-        check_file_id(file_id)
-    return RunQuery(**page.model_dump(), status=status, extension=extension, file_id=file_id)
+def _check_run_query(query: RunQuery) -> None:
+    check_page(query.skip, query.limit)
+    _check_choice("status", query.status, RUN_STATUSES)
+    _check_choice("extension", query.extension, EXTENSIONS)
+    if query.file_id is not None:
+        check_file_id(query.file_id)
 
 
 @router.get(_RUNS, tags=["Extension runs"], **openapi.LIST_RUNS)
-async def list_extension_runs(
-    operations: Ops, query: Annotated[RunQuery, Depends(_run_query)]
-) -> Response:
+async def list_extension_runs(request: Request, query: Annotated[RunQuery, Query()]) -> Response:
     """Runs of all files, deleted ones among them: an array, newest first."""
-    return JsonResponse(await operations.db.scan(list_runs, query))
+    _check_run_query(query)
+    return JsonResponse(await _operations(request).db.scan(list_runs, query))
 
 
 @router.get(f"{_RUNS}/{{run_id}}", tags=["Extension runs"], **openapi.READ_RUN)
-async def extension_run(operations: Ops, run_id: RunId) -> Response:
+async def extension_run(request: Request, run_id: RunId) -> Response:
     """One run, whether or not its file still exists."""
     check_run_id(run_id)
-    return JsonResponse(await operations.db.read(read_run, run_id))
+    return JsonResponse(await _operations(request).db.read(read_run, run_id))
 
 
 @router.post(f"{_RUNS}/{{run_id}}/retry", tags=["Extension runs"], **openapi.RETRY_RUN)
-async def retry_extension_run(operations: Ops, run_id: RunId) -> Response:
+async def retry_extension_run(request: Request, run_id: RunId) -> Response:
     """Starts a new run of the same extension with the same limits and webhook, in the background.
 
     The old run stands as it is. The new one has a number, a deadline and an event of its own.
     """
     check_run_id(run_id)
+    operations = _operations(request)
     run = await operations.db.write(retry_run, run_id, request_id())
     operations.on_due_run()
     return JsonResponse(run, 201)
 
 
-async def _delivery_query(
-    page: Annotated[Page, Depends(_page)],
-    status: Annotated[str | None, choice(*DELIVERY_STATUSES)] = None,
-    host: Annotated[
-        str | None, Query(description="Host, and port if the URL has one: `example.com:8443`.")
-    ] = None,
-    run_id: Annotated[str | None, Query(alias="runId")] = None,
-) -> DeliveryQuery:
-    _check_choice("status", status, DELIVERY_STATUSES)
-    if host is not None and "\0" in host:
+def _check_delivery_query(query: DeliveryQuery) -> None:
+    check_page(query.skip, query.limit)
+    _check_choice("status", query.status, DELIVERY_STATUSES)
+    if query.host is not None and "\0" in query.host:
         raise BadRequest("Your request contains invalid host parameter.")
-    if run_id is not None:
-        check_run_id(run_id)
-    host = None if host is None else host.lower()
-    return DeliveryQuery(**page.model_dump(), status=status, host=host, run_id=run_id)
+    if query.run_id is not None:
+        check_run_id(query.run_id)
 
 
 @router.get(_DELIVERIES, tags=["Webhook deliveries"], **openapi.LIST_DELIVERIES)
 async def list_webhook_deliveries(
-    operations: Ops, query: Annotated[DeliveryQuery, Depends(_delivery_query)]
+    request: Request, query: Annotated[DeliveryQuery, Query()]
 ) -> Response:
     """Deliveries without their bodies: an array, newest first."""
-    return JsonResponse(await operations.db.scan(list_deliveries, query))
+    _check_delivery_query(query)
+    return JsonResponse(await _operations(request).db.scan(list_deliveries, query))
 
 
 @router.get(f"{_DELIVERIES}/{{delivery_id}}", tags=["Webhook deliveries"], **openapi.READ_DELIVERY)
-async def webhook_delivery(operations: Ops, delivery_id: DeliveryId) -> Response:
+async def webhook_delivery(request: Request, delivery_id: DeliveryId) -> Response:
     """One delivery with its body and every attempt at it."""
     check_delivery_id(delivery_id)
-    return JsonResponse(await operations.db.read(read_delivery, delivery_id))
+    return JsonResponse(await _operations(request).db.read(read_delivery, delivery_id))
 
 
 @router.post(
     f"{_DELIVERIES}/{{delivery_id}}/replay", tags=["Webhook deliveries"], **openapi.REPLAY_DELIVERY
 )
-async def replay_webhook_delivery(operations: Ops, delivery_id: DeliveryId) -> Response:
+async def replay_webhook_delivery(request: Request, delivery_id: DeliveryId) -> Response:
     """Sends the same event once more: same id, same body, for up to 24 hours from now."""
     check_delivery_id(delivery_id)
+    operations = _operations(request)
     delivery = await operations.db.write(replay_delivery, delivery_id)
     operations.on_delivery()
     return JsonResponse(delivery)
 
 
 @router.post(f"{_DELIVERIES}/replay", tags=["Webhook deliveries"], **openapi.REPLAY_DEAD)
-async def replay_dead_webhook_deliveries(operations: Ops, request: Request) -> Response:
+async def replay_dead_webhook_deliveries(request: Request) -> Response:
     """Sends all dead deliveries again that were created in a range of time."""
     wanted = ReplayRequest.parse(await read_body(request))
+    operations = _operations(request)
     replayed, last = 0, ""
     while ids := await operations.db.write(replay_dead, wanted.begin, wanted.end, last):
         replayed, last = replayed + len(ids), ids[-1]
@@ -173,13 +149,7 @@ async def replay_dead_webhook_deliveries(operations: Ops, request: Request) -> R
 
 
 @router.get("/accounts/usage", tags=["Account"], **openapi.USAGE)
-async def usage_of_account(
-    operations: Ops,
-    start_date: Annotated[str | None, day("startDate", "YYYY-MM-DD, UTC; needed.")] = None,
-    end_date: Annotated[
-        str | None, day("endDate", "YYYY-MM-DD, exclusive, within 90 days; needed.")
-    ] = None,
-) -> Response:
+async def usage_of_account(request: Request, query: Annotated[UsageQuery, Query()]) -> Response:
     """Calls to providers in some days, and what is stored now."""
-    days = parse_days(start_date, end_date)
-    return JsonResponse(await operations.db.scan(account_usage, *days))
+    days = parse_days(query.start_date, query.end_date)
+    return JsonResponse(await _operations(request).db.scan(account_usage, *days))

@@ -10,10 +10,10 @@ from app.errors import ApiError, BadRequest
 from app.extensions.models import runs
 from app.extensions.runs import DEADLINE_SECONDS, latest_numbers
 from app.files.models import files
-from app.files.objects import iso_milliseconds
 from app.ids import is_id, new_id
 from app.notify import notify_due
 from app.operations.schemas import RunQuery
+from app.wire import iso_milliseconds
 
 # Clients of this API retry a 409 by themselves unless they are told not to.
 NO_RETRY = {"x-should-retry": "false"}

@@ -9,38 +9,52 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    StringConstraints,
     model_validator,
 )
 
 from app.errors import BadRequest
-from app.extensions.schemas import InvalidJson, read_json
-from app.files.schemas import Camel, validated
+from app.extensions.schemas import EXTENSIONS, InvalidJson, read_json
+from app.files.schemas import LIMIT, Camel, choice, skipped, validated
 
 RUN_STATUSES = ("pending", "success", "failed")
 DELIVERY_STATUSES = ("pending", "delivered", "dead")
 
+
+def _day(description: str) -> Any:
+    return Field(description=description, json_schema_extra={"format": "date"})
+
+
 ExtensionName = Literal["google-auto-tagging", "aws-auto-tagging"]
 
 
-class Page(BaseModel):
-    """The checked part of a query that every list has."""
+class Page(Camel):
+    """The part of a query that every list has."""
 
-    skip: int = 0
-    limit: int = 100
+    skip: Annotated[int, skipped("How many to leave out at the start.")] = 0
+    limit: Annotated[int, LIMIT] = 100
 
 
 class RunQuery(Page):
-    status: str | None = None
-    extension: str | None = None
-    file_id: str | None = None
+    status: Annotated[str | None, choice(*RUN_STATUSES)] = None
+    extension: Annotated[str | None, choice(*EXTENSIONS)] = None
+    file_id: Annotated[str | None, Field(description="Runs on any version of this file.")] = None
 
 
 class DeliveryQuery(Page):
     """host: host and port, as `WebhookDelivery.host` has them."""
 
-    status: str | None = None
-    host: str | None = None
+    status: Annotated[str | None, choice(*DELIVERY_STATUSES)] = None
+    host: Annotated[
+        Annotated[str, StringConstraints(to_lower=True)] | None,
+        Field(description="Host, and port if the URL has one: `example.com:8443`."),
+    ] = None
     run_id: str | None = None
+
+
+class UsageQuery(Camel):
+    start_date: Annotated[str | None, _day("YYYY-MM-DD, UTC; needed.")] = None
+    end_date: Annotated[str | None, _day("YYYY-MM-DD, exclusive, within 90 days; needed.")] = None
 
 
 class RunObject(Camel):

@@ -9,7 +9,7 @@ from sqlalchemy import update
 from app.clock import Clock
 from app.db import Tx
 from app.files.models import versions
-from app.files.objects import iso_milliseconds
+from app.wire import iso_milliseconds
 from tests import pictures
 from tests.conftest import Serve
 from tests.files.helpers import PICTURE, accepted, on_sqlite_only, patch, upload, upload_as

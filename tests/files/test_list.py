@@ -8,6 +8,8 @@ from sqlalchemy import insert, select, update
 
 from app.db import Tx
 from app.files.models import files, versions
+from app.files.schemas import ListQuery
+from app.files.service import MAX_SHORT_READ, is_short_read
 from tests import pictures
 from tests.conftest import Serve
 from tests.files.helpers import on_sqlite_only, refused, upload_as
@@ -235,6 +237,30 @@ def test_odd_characters_find_nothing_or_are_400(library: LoupeServer) -> None:
         answer = library.client.get(f"/v1/files?{query}")
         if answer.status_code != 400:
             assert (answer.status_code, answer.json()) == (200, []), query
+
+
+@pytest.mark.parametrize(
+    ("query", "is_short"),
+    [
+        (ListQuery(limit=100), True),
+        (ListQuery(limit=100, descending=True), True),
+        (ListQuery(limit=1, sort_field="RELEVANCE"), True),
+        (ListQuery(limit=MAX_SHORT_READ - 1, skip=1), True),
+        (ListQuery(limit=MAX_SHORT_READ, skip=1), False),
+        (ListQuery(limit=1, skip=10_000), False),
+        (ListQuery(), False),
+        *((ListQuery(limit=1, sort_field=field), False) for field in ("NAME", "UPDATED", "SIZE")),
+        (ListQuery(limit=1, folder="/"), False),
+        (ListQuery(limit=1, name="a.jpg"), False),
+        (ListQuery(limit=1, tags=["a"]), False),
+        (ListQuery(limit=1, is_image=False), False),
+    ],
+    ids=repr,
+)
+def test_what_may_read_many_rows_does_not_hold_up_the_event_loop(
+    query: ListQuery, is_short: bool
+) -> None:
+    assert is_short_read(query) is is_short
 
 
 @on_sqlite_only

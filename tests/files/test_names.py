@@ -2,6 +2,7 @@
 
 import string
 import unicodedata
+from urllib.parse import quote
 
 import pytest
 
@@ -170,3 +171,11 @@ def test_lone_surrogates_never_stay_in_a_name() -> None:
     assert not names.is_storable_text("a\udfff")
     with pytest.raises(BadRequest):
         names.sanitise_file_name(" .. ")
+
+
+def test_no_ascii_character_that_is_kept_needs_an_escape_in_a_url() -> None:
+    """`FileUrls` goes by it."""
+    for character in map(chr, range(128)):
+        name = names.sanitise_file_name(f"a{character}b")
+        path = names.join_path(names.sanitise_folder_path(f"/c{character}d"), name)
+        assert quote(path) == path
