@@ -56,7 +56,7 @@ class NoThumbnail(BadRequest):
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """Answers delivery requests, as an ASGI application. imagekit_id: starts every path."""
+    """Answers delivery requests, as an ASGI application. imagekit_id: starts every raw path."""
 
     db: Database
     storage: Storage
@@ -65,16 +65,14 @@ class Delivery:
     imagekit_id: str
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["method"] not in ("GET", "HEAD"):
+            raise HTTPException(405, headers={"allow": "GET, HEAD"})
         response = await self.respond(Request(scope, receive))
         await response(scope, receive, send)
 
     async def respond(self, request: Request) -> Response:
-        """Raises NotDelivered, SignatureRequired, BadRequest; HTTPException (404) elsewhere."""
-        raw_path = request.scope["raw_path"].decode("latin-1")
-        prefix = f"/{self.imagekit_id}/"
-        if not raw_path.startswith(prefix):
-            raise HTTPException(404)
-        raw_path = raw_path[len(prefix) :]
+        """Raises NotDelivered, SignatureRequired, BadRequest."""
+        raw_path = request.scope["raw_path"].decode("latin-1").removeprefix(f"/{self.imagekit_id}/")
         query = request.scope["query_string"].decode("latin-1")
         target = parse_target(_decoded(raw_path), query)
         if target.version_id is not None and not is_id(target.version_id):
