@@ -150,10 +150,11 @@ def bytewise_text() -> Text:
 class Tx:
     """One open transaction, handed to every transaction function as its first parameter."""
 
-    __slots__ = ("_connection", "clock", "dialect", "is_postgres")
+    __slots__ = ("_connection", "_driver", "clock", "dialect", "is_postgres")
 
     def __init__(self, connection: Connection, clock: Clock) -> None:
         self._connection = connection
+        self._driver: Any = connection.connection.driver_connection
         self.clock = clock
         self.dialect = connection.dialect
         self.is_postgres = connection.dialect.name == "postgresql"
@@ -168,10 +169,9 @@ class Tx:
 
         Returns the driver's cursor. Raises what SQLAlchemy raises.
         """
-        driver_connection: Any = self._connection.connection.driver_connection
         driver = self.dialect.loaded_dbapi
         try:
-            return driver_connection.execute(sql, arguments)
+            return self._driver.execute(sql, arguments)
         except driver.Error as error:
             raise DBAPIError.instance(
                 sql, None, error, driver.Error, hide_parameters=True, dialect=self.dialect
@@ -243,10 +243,15 @@ class _Reader:
     ) -> T:
         self._tx.execute_driver("BEGIN")
         try:
-            return function(self._tx, *args, **kwargs)
-        finally:
-            self._connection.rollback()  # if SQLAlchemy has run a statement, it believes in its own
+            result = function(self._tx, *args, **kwargs)
+        except BaseException:
+            self._connection.rollback()
             self._driver.rollback()
+            raise
+        # If SQLAlchemy has run a statement, it believes that it has begun the transaction.
+        self._connection.commit()
+        self._driver.commit()
+        return result
 
     def close(self) -> None:
         self._connection.close()
