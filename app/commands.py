@@ -32,6 +32,7 @@ from app.settings import (
     unknown_variables,
 )
 from app.shutdown import Shutdown
+from app.transport import OneWriteProtocol
 from app.worker import work
 
 log = structlog.get_logger(__name__)
@@ -167,6 +168,7 @@ def server_config(app: Any, settings: Settings) -> uvicorn.Config:
         log_config=None,
         server_header=False,
         proxy_headers=False,
+        http=OneWriteProtocol,
         timeout_graceful_shutdown=settings.shutdown_seconds,  # type: ignore[arg-type] # any number
     )
 

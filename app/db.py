@@ -150,10 +150,11 @@ def bytewise_text() -> Text:
 class Tx:
     """One open transaction, handed to every transaction function as its first parameter."""
 
-    __slots__ = ("_connection", "clock", "dialect", "is_postgres")
+    __slots__ = ("_connection", "_driver", "clock", "dialect", "is_postgres")
 
     def __init__(self, connection: Connection, clock: Clock) -> None:
         self._connection = connection
+        self._driver: Any = connection.connection.driver_connection
         self.clock = clock
         self.dialect = connection.dialect
         self.is_postgres = connection.dialect.name == "postgresql"
@@ -168,10 +169,9 @@ class Tx:
 
         Returns the driver's cursor. Raises what SQLAlchemy raises.
         """
-        driver_connection: Any = self._connection.connection.driver_connection
         driver = self.dialect.loaded_dbapi
         try:
-            return driver_connection.execute(sql, arguments)
+            return self._driver.execute(sql, arguments)
         except driver.Error as error:
             raise DBAPIError.instance(
                 sql, None, error, driver.Error, hide_parameters=True, dialect=self.dialect
@@ -226,18 +226,49 @@ class _GroupFailed(Exception):
     """SQLite lost the whole transaction; everyone in it gets the cause."""
 
 
+class _Reader:
+    """A connection for one reading transaction after another, which the driver begins and ends:
+    around a short query, SQLAlchemy takes longer for that than for everything else.
+
+    Belongs to the thread that makes it.
+    """
+
+    def __init__(self, engine: Engine, clock: Clock) -> None:
+        self._connection = engine.connect()
+        self._driver: Any = self._connection.connection.driver_connection
+        self._tx = Tx(self._connection, clock)
+
+    def run(
+        self, function: Callable[Concatenate[Tx, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        self._tx.execute_driver("BEGIN")
+        try:
+            result = function(self._tx, *args, **kwargs)
+        except BaseException:
+            self._connection.rollback()
+            self._driver.rollback()
+            raise
+        # If SQLAlchemy has run a statement, it believes that it has begun the transaction.
+        self._connection.commit()
+        self._driver.commit()
+        return result
+
+    def close(self) -> None:
+        self._connection.close()
+
+
 class SqliteDatabase(Database):
     """One process, one writer thread, one reading connection in the event loop."""
 
     def __init__(self, url: str, clock: Clock) -> None:
         super().__init__(clock)
-        self._writing = _sqlite_engine(url, "BEGIN IMMEDIATE", clock)
-        self._reading = _sqlite_engine(url, "BEGIN", clock)
-        self._inline = self._reading.connect()
+        self._writing = _sqlite_engine(url, clock, begin="BEGIN IMMEDIATE")
+        self._reading = _sqlite_engine(url, clock)
+        self._inline = _Reader(self._reading, clock)
         _make_log_durable(self._inline, url)
         self._scanner = ThreadPoolExecutor(1, thread_name_prefix="sqlite-scan")
         # Belongs to that thread, and is kept: to open one costs more than a short list.
-        self._scanning: Connection | None = None
+        self._scanning: _Reader | None = None
         self._waiting: queue.SimpleQueue[_Write | None] = queue.SimpleQueue()
         self._writer = threading.Thread(target=self._write_all, name="sqlite-write", daemon=True)
         self._writer.start()
@@ -245,16 +276,14 @@ class SqliteDatabase(Database):
     async def read(
         self, function: Callable[Concatenate[Tx, P], T], *args: P.args, **kwargs: P.kwargs
     ) -> T:
-        with self._inline.begin():
-            return function(Tx(self._inline, self.clock), *args, **kwargs)
+        return self._inline.run(function, *args, **kwargs)
 
     async def scan(
         self, function: Callable[Concatenate[Tx, P], T], *args: P.args, **kwargs: P.kwargs
     ) -> T:
         def run() -> T:
-            self._scanning = self._scanning or self._reading.connect()
-            with self._scanning.begin():
-                return function(Tx(self._scanning, self.clock), *args, **kwargs)
+            self._scanning = self._scanning or _Reader(self._reading, self.clock)
+            return self._scanning.run(function, *args, **kwargs)
 
         return await asyncio.get_running_loop().run_in_executor(self._scanner, run)
 
@@ -310,7 +339,8 @@ class SqliteDatabase(Database):
         self._writing.dispose()
 
 
-def _sqlite_engine(url: str, begin: str, clock: Clock) -> Engine:
+def _sqlite_engine(url: str, clock: Clock, *, begin: str | None = None) -> Engine:
+    """begin: how SQLAlchemy begins a transaction; null where others do."""
     engine = create_engine(url, poolclass=NullPool, **_engine_options())
 
     def microseconds_from_now(seconds: float) -> int:
@@ -328,21 +358,22 @@ def _sqlite_engine(url: str, begin: str, clock: Clock) -> Engine:
             connection.execute(f"PRAGMA {pragma}")
         connection.create_function("now_plus", 1, microseconds_from_now)
 
-    @event.listens_for(engine, "begin")
-    def say_begin(connection: Connection) -> None:
-        Tx(connection, clock).execute_driver(begin)
+    if begin is not None:
+
+        @event.listens_for(engine, "begin")
+        def say_begin(connection: Connection) -> None:
+            Tx(connection, clock).execute_driver(begin)
 
     return engine
 
 
-def _make_log_durable(connection: Connection, url: str) -> None:
+def _make_log_durable(reader: _Reader, url: str) -> None:
     """Makes SQLite create its log, and the log's name outlive a power cut before the first commit.
 
     SQLite does it too, but goes on when it fails. The log stays while the connection is open.
     Raises SettingsError.
     """
-    with connection.begin():
-        connection.exec_driver_sql("SELECT count(*) FROM sqlite_master")
+    reader.run(lambda tx: tx.execute_driver("SELECT count(*) FROM sqlite_master").fetchone())
     directory = Path(f"{make_url(url).database}").absolute().parent
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
@@ -509,5 +540,5 @@ class ProcessLock:
 def migration_engine(url: str) -> Engine:
     """For the schema's migrations: one connection, and no deadlines for waiting on a lock."""
     if is_sqlite(url):
-        return _sqlite_engine(url, "BEGIN IMMEDIATE", Clock())
+        return _sqlite_engine(url, Clock(), begin="BEGIN IMMEDIATE")
     return create_engine(url, poolclass=NullPool)

@@ -3,7 +3,6 @@
 import asyncio
 import time
 from collections.abc import Callable
-from uuid import uuid4
 
 import structlog
 from starlette.datastructures import MutableHeaders
@@ -13,6 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import metrics
 from app.errors import ApiError, error_response
+from app.ids import new_request_id
 from app.logs import bind_request_id, unbind_request_id
 
 log = structlog.get_logger(__name__)
@@ -23,6 +23,8 @@ DROP_IDLE_SECONDS = 1.0
 DROP_PAUSE_SECONDS = 0.25
 MAX_HEADER_BYTES = 64 * 1024
 MAX_HEADERS = 200
+
+_RAW_REQUEST_ID_HEADER = REQUEST_ID_HEADER.encode()
 
 
 class RequestLog:
@@ -35,7 +37,7 @@ class RequestLog:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request_id = str(uuid4())
+        request_id = new_request_id()
         status = 0
         started = time.monotonic()
 
@@ -43,7 +45,7 @@ class RequestLog:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"].append((REQUEST_ID_HEADER.encode(), request_id.encode()))
+                message["headers"].append((_RAW_REQUEST_ID_HEADER, request_id.encode()))
             await send(message)
 
         token = bind_request_id(request_id)
@@ -57,15 +59,15 @@ class RequestLog:
             if not status:
                 await error_response(_shutting_down())(scope, receive, send_with_id)
         finally:
-            kind = metrics.kind_of(scope["path"])
-            metrics.requests.labels(kind, scope["method"], status).inc()
-            metrics.request_seconds.labels(kind).observe(time.monotonic() - started)
+            seconds = time.monotonic() - started
+            method, path = scope["method"], scope["path"]
+            metrics.count_request(metrics.kind_of(path), method, status, seconds)
             log.info(
                 "request",
-                method=scope["method"],
-                path=scope["path"],  # never the query: it may hold a signature
+                method=method,
+                path=path,  # never the query: it may hold a signature
                 status=status,
-                elapsed_ms=round((time.monotonic() - started) * 1000, 1),
+                elapsed_ms=round(seconds * 1000, 1),
             )
             unbind_request_id(token)
 
@@ -99,8 +101,12 @@ def _refusal(status_code: int, message: str) -> Response:
 
 
 def _is_too_large(headers: list[tuple[bytes, bytes]]) -> bool:
-    size = sum(len(name) + len(value) for name, value in headers)
-    return size > MAX_HEADER_BYTES or len(headers) > MAX_HEADERS
+    if len(headers) > MAX_HEADERS:
+        return True
+    size = 0
+    for name, value in headers:
+        size += len(name) + len(value)
+    return size > MAX_HEADER_BYTES
 
 
 class RefusedBodies:
@@ -158,10 +164,23 @@ class RefusedBodies:
 
 
 def _has_body(headers: list[tuple[bytes, bytes]]) -> bool:
-    return any(
-        name == b"transfer-encoding" or (name == b"content-length" and value != b"0")
-        for name, value in headers
-    )
+    for name, value in headers:
+        if name == b"transfer-encoding" or (name == b"content-length" and value != b"0"):
+            return True
+    return False
+
+
+class Fork:
+    """Sends the requests whose path starts with a prefix, as it was sent, to an application."""
+
+    def __init__(self, prefix: str, app: ASGIApp, otherwise: ASGIApp) -> None:
+        self._prefix = prefix.encode()
+        self._app = app
+        self._otherwise = otherwise
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        is_ours = scope["type"] == "http" and scope["raw_path"].startswith(self._prefix)
+        await (self._app if is_ours else self._otherwise)(scope, receive, send)
 
 
 class TrailingSlash:

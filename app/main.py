@@ -12,7 +12,6 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from sqlalchemy import Table
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
-from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from app import metrics
@@ -22,7 +21,13 @@ from app.db import Database, ProcessLock, is_sqlite, open_database
 from app.delivery.routes import Delivery
 from app.delivery.thumbnails import Thumbnails
 from app.delivery.transformations import THUMBNAIL_BOX_PX
-from app.errors import ApiError, JsonResponse, error_response, install_error_handlers
+from app.errors import (
+    ApiError,
+    JsonResponse,
+    answering_errors,
+    error_response,
+    install_error_handlers,
+)
 from app.extensions.models import answers, runs, slots
 from app.extensions.runs import resume_runs
 from app.extensions.tagger import Tagger, open_tagger
@@ -36,7 +41,7 @@ from app.files.sweep import Sweep
 from app.files.tagging import FileTagging, WebhookRules
 from app.files.upload import Uploader
 from app.files.urls import FileUrls
-from app.http import HeaderLimit, RefusedBodies, RequestLog, TrailingSlash, UploadCors
+from app.http import Fork, HeaderLimit, RefusedBodies, RequestLog, TrailingSlash, UploadCors
 from app.ids import new_id
 from app.images import ImagePool
 from app.jobs import DueLoop, keep_leases, release_leases
@@ -221,6 +226,8 @@ def create_app(resources: Resources) -> ASGIApp:
         version="0.1.0",
         description="A self-hosted, ImageKit-compatible media API that looks at your images.",
         redirect_slashes=False,
+        # Nothing here sets OpenTelemetry up, and FastAPI would ask for it on every request.
+        telemetry={"tracing": False, "metrics": False, "logs": False, "operation_spans": False},
     )
     app.state.authenticator = Authenticator(resources.keys, resources.db)
     app.state.library = MediaLibrary(
@@ -241,8 +248,6 @@ def create_app(resources: Resources) -> ASGIApp:
     app.add_exception_handler(StorageUnavailable, _on_storage_unavailable)
     _add_health(app, resources)
     app.router.routes[:0] = [
-        # First, and as it is: what most requests are for should pass through little else.
-        Route(f"/{delivery.imagekit_id}/{{path:path}}", delivery, methods=["GET"]),
         # Not included: FastAPI looks for an included route twice, and one by one.
         *files_router.routes,
         *upload_router.routes,
@@ -250,7 +255,13 @@ def create_app(resources: Resources) -> ASGIApp:
     ]
     generate = app.openapi
     app.openapi = lambda: openapi.complete(generate())  # type: ignore[method-assign]
-    return RequestLog(HeaderLimit(RefusedBodies(TrailingSlash(UploadCors(app)))))
+    # What most requests are for passes through little else.
+    fork = Fork(
+        f"/{delivery.imagekit_id}/",
+        answering_errors(delivery, app.exception_handlers),
+        TrailingSlash(UploadCors(app)),
+    )
+    return RequestLog(HeaderLimit(RefusedBodies(fork)))
 
 
 async def _on_storage_unavailable(request: Request, error: Exception) -> Response:

@@ -1,5 +1,7 @@
 """What operators watch, in Prometheus' terms. Counted where it happens; this file names it."""
 
+from functools import cache
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 registry = CollectorRegistry()
@@ -64,6 +66,17 @@ def exposition(*, is_database_up: bool) -> bytes:
     database_up.set(is_database_up)
     ours = generate_latest(registry)
     return ours + generate_latest(database_registry) if is_database_up else ours
+
+
+def count_request(kind: str, method: str, status: int, seconds: float) -> None:
+    counter, histogram = _of_request(kind, method, status)
+    counter.inc()
+    histogram.observe(seconds)
+
+
+@cache  # to look up a metric by its labels takes several times as long as to count
+def _of_request(kind: str, method: str, status: int) -> tuple[Counter, Histogram]:
+    return requests.labels(kind, method, status), request_seconds.labels(kind)
 
 
 def kind_of(path: str) -> str:

@@ -92,6 +92,8 @@ def ancestors(folder: str) -> list[str]:
 
 def has_control_characters(text: str) -> bool:
     """True for C0, DEL, C1 and lone surrogates: what no name or tag should carry."""
+    if text.isprintable():  # almost always, and told in a glance
+        return False
     return any(unicodedata.category(c) in ("Cc", "Cs") for c in text)
 
 

@@ -1,8 +1,6 @@
 """The work on pixels. It runs in a child process, see `app.images.pool`."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,39 +56,47 @@ def _read_fitted(path: str, box_px: int, max_pixels: int) -> tuple[ImageHeader, 
     header = read_header(Path(path))
     if header is None:
         raise ImageUnreadable(BROKEN)
-    load = partial(loader(header.mime), path, access="sequential", fail_on="error")
-    image = load()
-    if not 0 < image.width * image.height <= max_pixels:
+    _refuse_beyond(max_pixels, header.width_px, header.height_px)
+    options = _shrink_on_load(header, box_px)
+    image = loader(header.mime)(path, access="sequential", fail_on="error", **options)
+    _refuse_beyond(max_pixels, image.width, image.height)  # whatever its header said
+    return header, _shrink(image, _size_inside(_upright_size(header), box_px))
+
+
+def _refuse_beyond(max_pixels: int, width_px: int, height_px: int) -> None:
+    if width_px * height_px > max_pixels:
         raise ImageUnreadable(f"The image has more than {max_pixels:,} pixels.")
-    pixels = _shrink_on_load(header.mime, load, image, box_px)
-    return header, _shrink(pixels, _size_inside(image.autorot(), box_px))
 
 
-def _size_inside(image: Any, box_px: int) -> tuple[int, int]:
-    scale = min(1, box_px / max(image.width, image.height))
-    return max(1, round(image.width * scale)), max(1, round(image.height * scale))
+def _size_inside(size_px: tuple[int, int], box_px: int) -> tuple[int, int]:
+    width, height = size_px
+    scale = min(1, box_px / max(width, height))
+    return max(1, round(width * scale)), max(1, round(height * scale))
 
 
-def _shrink_on_load(mime: str, load: Callable[..., Any], image: Any, box_px: int) -> Any:
-    """The image again, as small as its decoder makes it without harm to what is made of it."""
-    shrink = max(image.width, image.height) / box_px
-    if min(image.width, image.height) < shrink:
-        return image  # so thin that a decoder would leave nothing of it; it has few pixels
-    if mime == "image/jpeg" and shrink >= 2 * _LEFT_TO_RESIZER:
-        return load(shrink=next(n for n in (8, 4, 2) if shrink >= n * _LEFT_TO_RESIZER))
-    if mime == "image/webp" and shrink >= 4:
-        return load(scale=2 / shrink)
-    return image
+def _shrink_on_load(header: ImageHeader, box_px: int) -> dict[str, Any]:
+    """What makes a decoder give as small an image as does no harm to what is made of it."""
+    shrink = max(header.width_px, header.height_px) / box_px
+    if min(header.width_px, header.height_px) < shrink:
+        return {}  # so thin that a decoder would leave nothing of it; it has few pixels
+    if header.mime == "image/jpeg" and shrink >= 2 * _LEFT_TO_RESIZER:
+        return {"shrink": next(n for n in (8, 4, 2) if shrink >= n * _LEFT_TO_RESIZER)}
+    if header.mime == "image/webp" and shrink >= 4:
+        return {"scale": 2 / shrink}
+    return {}
 
 
 def _shrink(image: Any, size_px: tuple[int, int]) -> Any:
-    """Upright, in 8 bit sRGB, with alpha if it has any, and of exactly this size. In memory."""
+    """Upright, in 8 bit sRGB, with alpha if it has any, and of exactly this size.
+
+    Its pixels are made when they are asked for, and once only.
+    """
     width, height = size_px
     # Where there is nothing to convert, colour management would be a third of the work.
     is_srgb = image.interpretation in ("srgb", "b-w") and not image.get_typeof("icc-profile-data")
     colours = {} if is_srgb else {"output_profile": "srgb"}
     fitted = image.thumbnail_image(width, height=height, size="force", **colours)
-    return fitted.colourspace("srgb").cast("uchar").copy_memory()
+    return fitted.colourspace("srgb").cast("uchar")
 
 
 def _upright_size(header: ImageHeader) -> tuple[int, int]:
@@ -104,7 +110,8 @@ def encode_jpeg(image: Any, quality: int) -> bytes:
 
 
 def make_provider_copy(path: str, max_pixels: int) -> ProviderCopy:
-    header, image = _read_fitted(path, COPY_LONG_SIDE_PX, max_pixels)
+    header, pixels = _read_fitted(path, COPY_LONG_SIDE_PX, max_pixels)
+    image = pixels.copy_memory()
     transparent_share = 0.0
     if image.hasalpha():
         transparent_share = 1 - image[-1].avg() / 255

@@ -120,3 +120,33 @@ def test_a_disk_that_is_gone_fails_the_check(stored: Stored) -> None:
         stored.run(stored.storage.check())
     with pytest.raises(StorageUnavailable):
         stored.run(stored.storage.put(stored.stage(b"x"), new_id()))
+
+
+@pytest.mark.parametrize("code", [errno.EAGAIN, errno.EOPNOTSUPP])
+def test_what_is_not_in_memory_is_read_from_the_disk(
+    stored: Stored, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    content = os.urandom(700_000)
+    key = stored.put(content)
+
+    def fail(*arguments: object) -> int:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "preadv", fail)
+    assert stored.read(key, 0, len(content)) == content
+    assert stored.read(key, 1000, 400_000) == content[1000:400_000]
+
+
+def test_what_is_in_memory_in_part_is_read_whole(
+    stored: Stored, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = os.urandom(700_000)
+    key = stored.put(content)
+    read = os.preadv
+
+    def read_half(descriptor: int, buffers: list[bytearray], start: int, flags: int) -> int:
+        half = memoryview(buffers[0])[: len(buffers[0]) // 2]
+        return read(descriptor, [half], start, flags)
+
+    monkeypatch.setattr(os, "preadv", read_half)
+    assert stored.read(key, 0, len(content)) == content
