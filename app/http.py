@@ -2,12 +2,14 @@
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import structlog
+from fastapi import FastAPI
 from starlette.datastructures import MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
+from starlette.routing import Router
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import metrics
@@ -171,44 +173,48 @@ def _has_body(headers: list[tuple[bytes, bytes]]) -> bool:
 
 
 class Fork:
-    """Sends the requests whose path starts with a prefix, as it was sent, to an application."""
+    """Sends a request to the application of the prefix that its path, as it was sent, starts with.
 
-    def __init__(self, prefix: str, app: ASGIApp, otherwise: ASGIApp) -> None:
-        self._prefix = prefix.encode()
-        self._app = app
+    applications: the first that fits is taken.
+    """
+
+    def __init__(self, applications: Mapping[str, ASGIApp], otherwise: ASGIApp) -> None:
+        self._branches = [(prefix.encode(), app) for prefix, app in applications.items()]
         self._otherwise = otherwise
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        is_ours = scope["type"] == "http" and scope["raw_path"].startswith(self._prefix)
-        await (self._app if is_ours else self._otherwise)(scope, receive, send)
+        app = self._otherwise
+        if scope["type"] == "http":
+            raw_path: bytes = scope["raw_path"]
+            for prefix, branch in self._branches:
+                if raw_path.startswith(prefix):
+                    app = branch
+                    break
+        await app(scope, receive, send)
 
 
-class TrailingSlash:
-    """Serves `/v1/files/` as `/v1/files`: one SDK has the slash, and redirects lose bodies."""
+class ApiRoutes:
+    """A FastAPI application's own routes, without the middlewares that it puts around each.
 
-    def __init__(self, app: ASGIApp) -> None:
+    One SDK asks for `/v1/files/`, with a slash at the end; a redirect would lose its body.
+    """
+
+    def __init__(self, app: FastAPI) -> None:
         self._app = app
+        self._route = Router(app.routes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        path: str = scope.get("path", "")
-        if path.endswith("/") and path.startswith(("/v1/", "/api/")):
-            scope = {**scope, "path": path.rstrip("/")}
-        await self._app(scope, receive, send)
-
-
-class UploadCors:
-    """Browsers may upload from any page; the signature, not the origin, is what lets them."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-        self._with_cors = CORSMiddleware(
-            app,
-            allow_origins=["*"],
-            allow_methods=["POST", "OPTIONS"],
-            allow_headers=["*"],
-            expose_headers=[REQUEST_ID_HEADER],
+        await self._route(
+            {**scope, "app": self._app, "path": scope["path"].rstrip("/")}, receive, send
         )
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        is_upload = scope["type"] == "http" and scope["path"].startswith("/api/")
-        await (self._with_cors if is_upload else self._app)(scope, receive, send)
+
+def allowing_any_origin(app: ASGIApp) -> ASGIApp:
+    """Browsers may upload from any page; the signature, not the origin, is what lets them."""
+    return CORSMiddleware(
+        app,
+        allow_origins=["*"],
+        allow_methods=["POST", "OPTIONS"],
+        allow_headers=["*"],
+        expose_headers=[REQUEST_ID_HEADER],
+    )

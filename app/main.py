@@ -41,7 +41,14 @@ from app.files.sweep import Sweep
 from app.files.tagging import FileTagging, WebhookRules
 from app.files.upload import Uploader
 from app.files.urls import FileUrls
-from app.http import Fork, HeaderLimit, RefusedBodies, RequestLog, TrailingSlash, UploadCors
+from app.http import (
+    ApiRoutes,
+    Fork,
+    HeaderLimit,
+    RefusedBodies,
+    RequestLog,
+    allowing_any_origin,
+)
 from app.ids import new_id
 from app.images import ImagePool
 from app.jobs import DueLoop, keep_leases, release_leases
@@ -255,11 +262,15 @@ def create_app(resources: Resources) -> ASGIApp:
     ]
     generate = app.openapi
     app.openapi = lambda: openapi.complete(generate())  # type: ignore[method-assign]
+    api = answering_errors(ApiRoutes(app), app.exception_handlers)
     # What most requests are for passes through little else.
     fork = Fork(
-        f"/{delivery.imagekit_id}/",
-        answering_errors(delivery, app.exception_handlers),
-        TrailingSlash(UploadCors(app)),
+        {
+            f"/{delivery.imagekit_id}/": answering_errors(delivery, app.exception_handlers),
+            "/api/": allowing_any_origin(api),
+            "/v1/": api,
+        },
+        otherwise=app,
     )
     return RequestLog(HeaderLimit(RefusedBodies(fork)))
 

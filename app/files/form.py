@@ -1,7 +1,6 @@
 """Reads the upload's multipart form as it arrives: fields into memory, the file into staging."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
 from multipart import (
@@ -11,7 +10,8 @@ from multipart import (
     PushMultipartParser,
     parse_options_header,
 )
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
+from starlette.types import Receive
 
 from app.errors import ApiError, BadRequest
 from app.files.staging import FileTooLarge, Sink, Staging, TextFile
@@ -71,8 +71,11 @@ async def read_upload_form(request: Request, staging: Staging, limits: UploadLim
         strict=True,
     )
     try:
-        await _parse(parser, reader, _in_time(request.stream(), limits))
+        async with asyncio.timeout(None) as patience:
+            await _parse(parser, reader, _Body(request.receive, limits, patience))
         parser.close()
+    except TimeoutError:
+        raise TooSlow from None
     except ParserLimitReached:
         raise MalformedForm("it has too many parts, or too long headers") from None
     except MultipartError:
@@ -82,49 +85,65 @@ async def read_upload_form(request: Request, staging: Staging, limits: UploadLim
     return reader.form
 
 
-async def _parse(
-    parser: PushMultipartParser, reader: "_FormReader", chunks: AsyncIterator[bytes]
-) -> None:
+class _Body:
+    """A request's body as it arrives, with patience for clients only: not while a disk is slow."""
+
+    def __init__(self, receive: Receive, limits: UploadLimits, patience: asyncio.Timeout) -> None:
+        self._receive = receive
+        self._idle_seconds = limits.idle_seconds
+        self._patience = patience
+        self._now = asyncio.get_running_loop().time
+        self._deadline = self._now() + limits.deadline_seconds
+        self._is_over = False
+
+    async def next_chunk(self) -> bytes | None:
+        """None at the end. Raises ClientDisconnect."""
+        if self._is_over:
+            return None
+        self._patience.reschedule(min(self._deadline, self._now() + self._idle_seconds))
+        message = await self._receive()
+        self._patience.reschedule(None)
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        self._is_over = not message.get("more_body", False)
+        chunk: bytes = message.get("body", b"")
+        return chunk
+
+
+async def _parse(parser: PushMultipartParser, reader: "_FormReader", body: _Body) -> None:
     """Feeds the parser up to the chunk with the closing boundary.
 
     What follows, mostly one line break, means nothing; the parser refuses it in another chunk.
     """
     end = b"\r\n--" + parser.boundary + b"--"
     before = b""
-    async for chunk in chunks:
+    while (chunk := await body.next_chunk()) is not None:
         if not chunk:
             continue
         has_part_ended = False
         for event in parser.parse(chunk):
-            await reader.take(event)
-            has_part_ended = event is None
-        # Looked for only where it can be: a search of every chunk would cost as much as its hash.
-        if has_part_ended and end in before + chunk:
-            await _skip(chunks)
+            if event is None:
+                has_part_ended = True
+                await reader.end()
+            elif isinstance(event, MultipartSegment):
+                has_part_ended = False
+                reader.begin(event)
+            elif reader.sink is not None:
+                await reader.sink.write(event)
+            else:
+                reader.add_text(event)
+        # Looked for only where it can be, and from there backwards.
+        if has_part_ended and (before + chunk).rfind(end) >= 0:
+            await _skip(body)
         before = (before + chunk[-len(end) :])[-len(end) :]
 
 
-async def _skip(epilogue: AsyncIterator[bytes]) -> None:
+async def _skip(epilogue: _Body) -> None:
     size_bytes = 0
-    async for chunk in epilogue:
+    while (chunk := await epilogue.next_chunk()) is not None:
         size_bytes += len(chunk)
         if size_bytes > MAX_EPILOGUE_BYTES:
             raise MalformedForm("it goes on after its end")
-
-
-async def _in_time(stream: AsyncIterator[bytes], limits: UploadLimits) -> AsyncIterator[bytes]:
-    """Raises TooSlow: the server itself would wait for ever."""
-    loop = asyncio.get_running_loop()
-    deadline = loop.time() + limits.deadline_seconds
-    while True:
-        try:
-            async with asyncio.timeout_at(min(deadline, loop.time() + limits.idle_seconds)):
-                chunk = await anext(stream, None)
-        except TimeoutError:
-            raise TooSlow from None
-        if chunk is None:
-            return
-        yield chunk
 
 
 def _refuse_encoded_body(request: Request) -> None:
@@ -150,40 +169,36 @@ def _boundary(request: Request) -> str:
 
 
 class _FormReader:
-    """Follows the parser's events: a part begins, a piece of it, a part ends."""
+    """Follows the parser's events: a part begins, a piece of it, a part ends.
+
+    sink: takes the pieces of the part that is the file; null in every other.
+    """
 
     def __init__(self, staging: Staging) -> None:
         self.form = UploadForm()
+        self.sink: Sink | None = None
         self._staging = staging
         self._name = ""
-        self._sink: Sink | None = None
         self._text = bytearray()
 
-    async def take(self, event: MultipartSegment | bytes | bytearray | None) -> None:
-        if isinstance(event, MultipartSegment):
-            self._begin(event)
-        elif event is None:
-            await self._end()
-        elif self._sink is not None:
-            await self._sink.write(event)
-        else:
-            self._text += event
-            if len(self._text) > MAX_FIELD_BYTES:
-                raise MalformedForm(f"the field {self._name!a} is too long")
-
-    def _begin(self, part: MultipartSegment) -> None:
+    def begin(self, part: MultipartSegment) -> None:
         self._name = part.name
         self._text.clear()
-        self._sink = None
+        self.sink = None
         if self._name in self.form.fields or (self._name == "file" and self.form.has_file):
             raise MalformedForm(f"the field {self._name[:100]!a} stands there twice")
         if self._name == "file":
             self.form.has_file = True
-            self._sink = self._staging if part.filename is not None else TextFile(self._staging)
+            self.sink = self._staging if part.filename is not None else TextFile(self._staging)
 
-    async def _end(self) -> None:
-        if self._sink is None:
+    def add_text(self, piece: bytes | bytearray) -> None:
+        self._text += piece
+        if len(self._text) > MAX_FIELD_BYTES:
+            raise MalformedForm(f"the field {self._name!a} is too long")
+
+    async def end(self) -> None:
+        if self.sink is None:
             self.form.fields[self._name] = self._text.decode()
-        elif isinstance(self._sink, TextFile):
-            await self._sink.finish()
-            self.form.file_url = self._sink.url
+        elif isinstance(self.sink, TextFile):
+            await self.sink.finish()
+            self.form.file_url = self.sink.url

@@ -1,6 +1,5 @@
 """The media API's endpoints: they parse, call and answer. `library.py` and `upload.py` do it."""
 
-from collections.abc import Callable, Coroutine
 from typing import Annotated, Any, get_type_hints
 from unicodedata import normalize
 
@@ -8,6 +7,7 @@ from fastapi import APIRouter, Query, Request
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from app.auth import Authenticator
 from app.errors import BadRequest, JsonResponse
@@ -32,29 +32,39 @@ from app.logs import request_id
 MAX_BODY_BYTES = 1024 * 1024
 
 
-class KeyedRoute(APIRoute):
-    """Asks for a private key before anything of the request is looked at.
+class DirectRoute(APIRoute):
+    """Calls the endpoint with the request, the parameters of its path as they came and, if it has a
+    `query`, what its model makes of the query string.
 
-    Then calls the endpoint with the request, the parameters of its path as they came and, if it
-    has a `query`, what its model makes of the query string. FastAPI reads the same signature for
-    OpenAPI, but does not run it: its way to resolve one takes longer than reading a file's row.
+    FastAPI reads the same signature for OpenAPI, but does not run it: its way to resolve one takes
+    longer than reading a file's row.
     """
 
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        endpoint = self.endpoint
-        query_model: type[BaseModel] | None = get_type_hints(endpoint).get("query")
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.app = self._respond
+        self._query_model: type[BaseModel] | None = get_type_hints(self.endpoint).get("query")
 
-        async def handle_with_key(request: Request) -> Response:
-            authenticator: Authenticator = request.app.state.authenticator
-            authenticator.require_private_key(request.headers.get("authorization"))
-            arguments = request.path_params
-            if query_model is not None:
-                query = validated(query_model, dict(request.query_params))
-                arguments = {**arguments, "query": query}
-            response: Response = await endpoint(request, **arguments)
-            return response
+    async def _respond(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope, receive, send)
+        self.check(request)
+        arguments = request.path_params
+        if self._query_model is not None:
+            query = validated(self._query_model, dict(request.query_params))
+            arguments = {**arguments, "query": query}
+        response: Response = await self.endpoint(request, **arguments)
+        await response(scope, receive, send)
 
-        return handle_with_key
+    def check(self, request: Request) -> None:
+        """Comes before anything of the request is looked at. Raises ApiError."""
+
+
+class KeyedRoute(DirectRoute):
+    """Asks for a private key."""
+
+    def check(self, request: Request) -> None:
+        authenticator: Authenticator = request.app.state.authenticator
+        authenticator.require_private_key(request.headers.get("authorization"))
 
 
 def _library(request: Request) -> MediaLibrary:
@@ -64,7 +74,7 @@ def _library(request: Request) -> MediaLibrary:
 
 FileId = Annotated[str, openapi.identifier("A file's `fileId`.")]
 
-upload_router = APIRouter(tags=["Upload"])
+upload_router = APIRouter(tags=["Upload"], route_class=DirectRoute)
 router = APIRouter(prefix="/v1/files", tags=["Files"], route_class=KeyedRoute)
 
 
@@ -88,7 +98,7 @@ async def upload_file_v2(request: Request) -> Response:
 
 @upload_router.options("/api/v1/files/upload", include_in_schema=False)
 @upload_router.options("/api/v2/files/upload", include_in_schema=False)
-async def upload_options() -> Response:
+async def upload_options(request: Request) -> Response:
     return Response(status_code=204, headers={"allow": "POST, OPTIONS"})
 
 

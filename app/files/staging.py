@@ -55,7 +55,7 @@ class Staging:
     """
 
     def __init__(self, directory: Path, max_bytes: int) -> None:
-        self._file = BlockFile(directory / new_id())
+        self._file = BlockFile(Path(f"{directory}/{new_id()}"))
         self._max_bytes = max_bytes
         self._hash = hashlib.sha256()
         self._head = b""

@@ -15,6 +15,7 @@ from pathlib import Path
 BLOCK_BYTES = 256 * 1024
 _PAGE_BYTES = 4096
 _KEPT_BLOCKS = 16
+_MODE = 0o666  # less the umask
 _DIRECT: int = getattr(os, "O_DIRECT", 0)
 
 # Pages that have been in use: to be given fresh ones costs more than to fill them.
@@ -78,15 +79,20 @@ class BlockFile:
 
     def _open(self) -> FileIO:
         if self._file is None:
-            try:
-                self._file = FileIO(self.path, "xb", opener=_open_direct)
-            except OSError as error:
-                if error.errno != errno.EINVAL:
-                    raise
-                self._is_direct = False
-                self.path.unlink(missing_ok=True)  # made before it turned out
-                self._file = FileIO(self.path, "xb")
+            # Opened by `os`, which takes one system call where FileIO by itself takes three.
+            self._file = FileIO(self._create(), "wb")
         return self._file
+
+    def _create(self) -> int:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+        try:
+            return _open_direct(self.path, flags)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+        self._is_direct = False
+        self.path.unlink(missing_ok=True)  # made before it turned out
+        return os.open(self.path, flags, _MODE)
 
     def _write(self, view: memoryview) -> None:
         file = self._open()
@@ -128,8 +134,8 @@ class BlockFile:
                 step()
 
 
-def _open_direct(path: str, flags: int) -> int:
-    return os.open(path, flags | _DIRECT)
+def _open_direct(path: Path, flags: int) -> int:
+    return os.open(path, flags | _DIRECT, _MODE)
 
 
 def _take_block() -> mmap.mmap:

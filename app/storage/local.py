@@ -56,7 +56,7 @@ class LocalStorage:
         try_to_write(self.staging_dir)
 
     def _path(self, key: str) -> Path:
-        return self._blobs / key[-2:] / key
+        return Path(f"{self._blobs}/{key[-2:]}/{key}")
 
     async def put(self, staged: BlockFile, key: str) -> None:
         """A failed fsync says nothing of what is on the disk, and a second one would lie: after
