@@ -9,10 +9,8 @@ its savepoint, under one BEGIN IMMEDIATE ... COMMIT. PostgreSQL: a thread and a 
 """
 
 import asyncio
-import contextlib
 import fcntl
 import os
-import queue
 import random
 import sqlite3
 import threading
@@ -22,7 +20,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import orjson
 import psycopg.errors
@@ -53,6 +51,7 @@ from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import JSON
 
 from app.clock import Clock
+from app.groups import GroupQueue, Outcome
 from app.settings import Settings, SettingsError
 
 log = structlog.get_logger(__name__)
@@ -216,14 +215,15 @@ class Database(ABC):
     async def close(self) -> None: ...
 
 
-class _Write(NamedTuple):
-    function: Callable[[Tx], Any]
-    future: "asyncio.Future[Any]"
-    loop: asyncio.AbstractEventLoop
+_Write = Callable[[Tx], Any]
 
 
 class _GroupFailed(Exception):
     """SQLite lost the whole transaction; everyone in it gets the cause."""
+
+    def __init__(self, cause: Exception) -> None:
+        super().__init__(cause)
+        self.cause = cause
 
 
 class _Reader:
@@ -269,7 +269,7 @@ class SqliteDatabase(Database):
         self._scanner = ThreadPoolExecutor(1, thread_name_prefix="sqlite-scan")
         # Belongs to that thread, and is kept: to open one costs more than a short list.
         self._scanning: _Reader | None = None
-        self._waiting: queue.SimpleQueue[_Write | None] = queue.SimpleQueue()
+        self._writes: GroupQueue[_Write] = GroupQueue()
         self._writer = threading.Thread(target=self._write_all, name="sqlite-write", daemon=True)
         self._writer.start()
 
@@ -292,45 +292,28 @@ class SqliteDatabase(Database):
             self._scanning.close()
 
     def _submit(self, function: Callable[[Tx], T]) -> "asyncio.Future[T]":
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[T] = loop.create_future()
-        self._waiting.put(_Write(function, future, loop))
-        return future
+        return self._writes.submit(function)
 
     def _write_all(self) -> None:
         with self._writing.connect() as connection:
-            open_for_more = True
-            while open_for_more:
-                group, open_for_more = self._take_group()
-                if group:
-                    _answer(group, self._commit(connection, group))
+            for group in self._writes.groups():
+                group.answer(self._commit(connection, group.jobs))
 
-    def _take_group(self) -> tuple[list[_Write], bool]:
-        """All writes that wait now, at least one; False when the last has been taken."""
-        group: list[_Write] = []
-        item = self._waiting.get()
-        while item is not None:
-            group.append(item)
-            if self._waiting.empty():
-                return group, True
-            item = self._waiting.get()
-        return group, False
-
-    def _commit(self, connection: Connection, group: list[_Write]) -> list[tuple[Any, Any]]:
+    def _commit(self, connection: Connection, group: list[_Write]) -> list[Outcome]:
         """(result, error) of each write; nobody is answered before the commit."""
         try:
             with connection.begin():
                 tx = Tx(connection, self.clock)
-                return [_in_savepoint(connection, tx, write.function) for write in group]
+                return [_in_savepoint(connection, tx, write) for write in group]
         except Exception as error:
-            cause = error.__cause__ if isinstance(error, _GroupFailed) else error
+            cause = error.cause if isinstance(error, _GroupFailed) else error
             log.error("database write failed", writes=len(group), exc_info=cause)
             # A failed COMMIT leaves SQLite's transaction open: it ends with its connection.
             connection.invalidate()
             return [(None, cause)] * len(group)
 
     async def close(self) -> None:
-        self._waiting.put(None)
+        self._writes.close()
         await asyncio.to_thread(self._writer.join)
         await asyncio.get_running_loop().run_in_executor(self._scanner, self._close_scanning)
         self._scanner.shutdown()
@@ -386,17 +369,15 @@ def _make_log_durable(reader: _Reader, url: str) -> None:
         os.close(descriptor)
 
 
-def _in_savepoint(
-    connection: Connection, tx: Tx, function: Callable[[Tx], Any]
-) -> tuple[Any, Exception | None]:
+def _in_savepoint(connection: Connection, tx: Tx, function: Callable[[Tx], Any]) -> Outcome:
     """Only the caller of a failing function sees its error, unless SQLite lost everything."""
     tx.execute_driver("SAVEPOINT one_of_the_group")
-    outcome: tuple[Any, Exception | None]
+    outcome: Outcome
     try:
         outcome = function(tx), None
     except Exception as error:
         if _ends_the_group(connection, error):
-            raise _GroupFailed from error
+            raise _GroupFailed(error) from error
         tx.execute_driver("ROLLBACK TO one_of_the_group")
         outcome = None, error
     tx.execute_driver("RELEASE one_of_the_group")
@@ -410,20 +391,6 @@ def _ends_the_group(connection: Connection, error: Exception) -> bool:
         return True
     code = getattr(getattr(error, "orig", None), "sqlite_errorcode", None)
     return code is not None and (code & 0xFF) in _SQLITE_FATAL
-
-
-def _answer(group: list[_Write], outcomes: list[tuple[Any, Any]]) -> None:
-    def answer_all() -> None:
-        for write, (result, error) in zip(group, outcomes, strict=True):
-            if write.future.cancelled():
-                continue
-            if error is not None:
-                write.future.set_exception(error)
-            else:
-                write.future.set_result(result)
-
-    with contextlib.suppress(RuntimeError):  # the loop has been closed: nobody waits
-        group[0].loop.call_soon_threadsafe(answer_all)
 
 
 class PostgresDatabase(Database):

@@ -79,6 +79,8 @@ class BlockFile:
 
     def _open(self) -> FileIO:
         if self._file is None:
+            if self._is_discarded:
+                raise OSError(errno.ECANCELED, os.strerror(errno.ECANCELED))
             # Opened by `os`, which takes one system call where FileIO by itself takes three.
             self._file = FileIO(self._create(), "wb")
         return self._file
@@ -126,9 +128,11 @@ class BlockFile:
 
     def discard(self) -> None:
         """Removes it, unless it has been moved."""
-        if self._file is None or self._is_discarded:
+        if self._is_discarded:
             return
         self._is_discarded = True
+        if self._file is None:
+            return
         for step in (self._file.close, self.path.unlink):
             with contextlib.suppress(OSError):
                 step()

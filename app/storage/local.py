@@ -4,13 +4,16 @@ import asyncio
 import contextlib
 import errno
 import os
-from collections.abc import AsyncGenerator, AsyncIterator, Generator
+import threading
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 import structlog
 
+from app.groups import GroupQueue
 from app.ids import is_id
 from app.storage.base import (
     BlobMissing,
@@ -26,10 +29,43 @@ log = structlog.get_logger(__name__)
 _PIECE_BYTES = 256 * 1024
 # Reads what the system has in memory, and fails where it would wait. Linux has it.
 _WITHOUT_WAITING = getattr(os, "RWF_NOWAIT", None)
+# More threads would spend more on waking each other than they gain; larger groups make those who
+# are in one wait longer.
+_THREADS = 3
+_LARGEST_GROUP = 3
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
+@dataclass(slots=True)
+class _Move:
+    """Of a staged file to where it stays. error: of the step at which it ended, if it did."""
+
+    staged: BlockFile
+    target: Path
+    error: Exception | None = None
+
+    def attempt(self, step: "Callable[[_Move], None]") -> None:
+        if self.error is None:
+            try:
+                step(self)
+            except Exception as error:  # its own, and no other's of the group
+                self.error = error
+
+    def raise_error(self) -> None:
+        if self.error is not None:
+            raise self.error
+
+    def complete(self) -> None:
+        self.staged.complete()
+
+    def to_target(self) -> None:
+        self.staged.close()
+        self.staged.move(self.target)
+
+
 class LocalStorage:
+    """Small files are stored by a few threads, several at a time; large ones by one each."""
+
     name = "local"
 
     def __init__(self, root: Path) -> None:
@@ -37,6 +73,11 @@ class LocalStorage:
         self._blobs = root / "blobs"
         self._staging = StagingDirectory(root / "staging")
         self._has_failed = False
+        self._small_files: GroupQueue[_Move] = GroupQueue(_LARGEST_GROUP)
+        self._threads = [
+            threading.Thread(target=self._store_small_files, name="store-files", daemon=True)
+            for _ in range(_THREADS)
+        ]
 
     @property
     def staging_dir(self) -> Path:
@@ -45,6 +86,8 @@ class LocalStorage:
     async def open(self) -> None:
         with system_errors_as_unavailable(f"cannot store files in {self._root}"):
             await asyncio.to_thread(self._make_directories)
+        for thread in self._threads:
+            thread.start()
 
     def _make_directories(self) -> None:
         """All of them now, so that storing a blob has one directory entry to make durable."""
@@ -62,25 +105,41 @@ class LocalStorage:
         """A failed fsync says nothing of what is on the disk, and a second one would lie: after
         one, nothing more is stored until a restart."""
         self._require_sound()
+        move = _Move(staged, self._path(key))
         with system_errors_as_unavailable("cannot store a file"):
-            await asyncio.to_thread(self._store_durably, staged, self._path(key))
+            if staged.is_in_memory:
+                await self._small_files.submit(move)
+            else:  # may take long, so nobody should have to wait for it
+                await asyncio.to_thread(self._store, [move])
+                move.raise_error()
 
-    def _store_durably(self, staged: BlockFile, target: Path) -> None:
-        staged.complete()
+    def _store_small_files(self) -> None:
+        for group in self._small_files.groups():
+            self._store(group.jobs)
+            group.answer([(None, move.error) for move in group.jobs])
+
+    def _store(self, moves: Sequence["_Move"]) -> None:
+        """Step by step for all of them: the first sync mostly writes what the others would."""
+        for step in (_Move.complete, self._sync, _Move.to_target, self._sync_name):
+            for move in moves:
+                move.attempt(step)
+
+    def _sync(self, move: "_Move") -> None:
         with self._watching_sync():
-            staged.sync()
-        staged.close()
-        staged.move(target)
+            move.staged.sync()
+
+    def _sync_name(self, move: "_Move") -> None:
         try:
             with self._watching_sync():
-                sync_directory(target.parent)
+                sync_directory(move.target.parent)
         except OSError:
             with contextlib.suppress(OSError):
-                target.unlink()
+                move.target.unlink()
             raise
 
     @contextlib.contextmanager
     def _watching_sync(self) -> Generator[None]:
+        self._require_sound()
         try:
             yield
         except OSError as error:
@@ -145,6 +204,10 @@ class LocalStorage:
             await asyncio.to_thread(try_to_write, self.staging_dir)
 
     async def close(self) -> None:
+        self._small_files.close()
+        for thread in self._threads:
+            if thread.is_alive():
+                await asyncio.to_thread(thread.join)
         await asyncio.to_thread(self._staging.close)
 
 
