@@ -33,7 +33,8 @@ _WITHOUT_WAITING = getattr(os, "RWF_NOWAIT", None)
 # are in one wait longer.
 _THREADS = 3
 _LARGEST_GROUP = 3
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+# No room, or a file that has been discarded meanwhile: nothing is wrong with the disk.
+_HARMLESS = (errno.ENOSPC, errno.EDQUOT, errno.EBADF)
 
 
 @dataclass(slots=True)
@@ -143,7 +144,7 @@ class LocalStorage:
         try:
             yield
         except OSError as error:
-            if error.errno not in _DISK_FULL:
+            if error.errno not in _HARMLESS:
                 self._has_failed = True
                 log.critical("the disk failed; no file is stored until a restart", exc_info=error)
             raise
