@@ -125,7 +125,9 @@ def test_replica_that_is_frozen_within_a_transaction_holds_nobody_up(
             first.signal(signal.SIGCONT)
             wait_for(lambda: len(load.acknowledged) > before + 5, "uploads after the thaw")
         wait_for(lambda: count(engine, runs.c.status == "pending") == 0, "all runs")
-        assert count(engine, runs.c.status == "success") == len(load.acknowledged) + 1
+        succeeded = count(engine, runs.c.status == "success") - 1
+        # An upload that was refused, since its connection was taken from it, may be stored.
+        assert 0 <= succeeded - len(load.acknowledged) <= len(load.refused)
         report("frozen transaction", freezes=freezes, held_up_seconds=round(seconds, 1))
 
 
