@@ -25,8 +25,8 @@ _free_blocks: list[mmap.mmap] = []
 class BlockFile:
     """A file that is not there yet. It gathers a block in memory, which `write_block` writes.
 
-    All but `take` may wait for the disk, and raises OSError. One call at a time, in any thread;
-    only `discard` may come in between, and makes the other fail.
+    Every method but `take` may wait for the disk; all but `discard` raise OSError. One call at a
+    time, in any thread; only `discard` may come in between, and makes the other fail.
     """
 
     def __init__(self, path: Path) -> None:
